@@ -12,6 +12,7 @@ import pytest
 from tests import is_required
 
 from ._support import haproxy
+from ._support.batches import BATCHES
 from ._support.commands import Commands
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Lab
@@ -133,9 +134,15 @@ def certs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, certs_dir: Path) -> Iterator[Lab]:
+def batching(request: pytest.FixtureRequest) -> bool:
+    """Return whether each Owsla of the lab publishes lines in batches: with `both_ways` both, and otherwise not."""
+    return bool(getattr(request, "param", False))
+
+
+@pytest.fixture
+def lab(tmp_path: Path, certs_dir: Path, batching: bool) -> Iterator[Lab]:
     """Return a lab that ends everything it started with the test."""
-    one = Lab(tmp_path, certs_dir)
+    one = Lab(tmp_path, certs_dir, BATCHES if batching else None)
     yield one
     block_on(one.close())
 

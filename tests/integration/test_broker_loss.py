@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ._support.backend import Message
+from ._support.batches import both_ways
 from ._support.embedded import EmbeddedBrokerProcess
 from ._support.lab import Broker, Gateway, Lab
 from ._support.process import free_port
@@ -36,6 +37,7 @@ async def _hear(gateway: Gateway, last: bytes, heard: list[Message]) -> None:
     )
 
 
+@both_ways
 @reactor_test
 async def test_broker_killed(own_broker: Broker, lab: Lab) -> None:
     """When a broker is killed and restarted, devices stay connected, and lines sent in the meantime arrive in order."""
@@ -64,6 +66,7 @@ async def test_broker_killed(own_broker: Broker, lab: Lab) -> None:
     assert device.is_open
 
 
+@both_ways
 @reactor_test
 async def test_connections_cut(broker: Broker, lab: Lab) -> None:
     """When broker connections are cut under load, several times, no line is lost, and lines of a device stay in order."""
@@ -100,6 +103,7 @@ async def test_connections_cut(broker: Broker, lab: Lab) -> None:
         assert await device.line(30) == b"still there"
 
 
+@both_ways
 @reactor_test
 async def test_acknowledgements_are_lost(broker: Broker, lab: Lab) -> None:
     """Messages whose acknowledgements were lost are redelivered after their devices have left. None of them is recorded as
@@ -184,6 +188,7 @@ async def test_same_node_queue_after_a_reconnect(broker: Broker, lab: Lab) -> No
     assert await device.line(60) == b"answer"
 
 
+@both_ways
 @reactor_test
 async def test_restart_in_good_order(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
     """After an orderly restart of RabbitMQ, queued answers reach their device."""
@@ -201,6 +206,7 @@ async def test_restart_in_good_order(own_rabbitmq: RabbitMQ, lab: Lab) -> None:
     assert len(gateway.owsla.lines("Broker lost", start=start)) <= 3, "said once for each of its connections at most"
 
 
+@both_ways
 @reactor_test
 async def test_broker_comes_later(own_broker: Broker, lab: Lab) -> None:
     """Owsla may start before its broker. The device port opens only once the queues are declared."""

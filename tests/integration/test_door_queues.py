@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._support.backend import Backend, Message
+from ._support.batches import both_ways
 from ._support.device import Device
 from ._support.lab import Broker, Gateway, Lab
 from ._support.waiting import pause, reactor_test, until
@@ -74,6 +75,7 @@ def bodies(messages: Sequence[Message]) -> list[bytes]:
     return [message.body for message in messages]
 
 
+@both_ways
 @reactor_test
 async def test_each_door_has_its_place(lab: Lab, broker: Broker) -> None:
     """Lines go to the queue or the exchange of their door, and name the door in a header. Answers reach all devices."""
@@ -130,6 +132,7 @@ async def test_presence_of_several_doors(lab: Lab, broker: Broker) -> None:
     assert b'"door": "meters"' in found["meters"].body
 
 
+@both_ways
 @reactor_test
 async def test_a_full_queue(lab: Lab, broker: Broker) -> None:
     """While the queue of a door refuses lines, its devices wait, and those of other doors do not, although more lines are
@@ -162,6 +165,7 @@ async def test_a_full_queue(lab: Lab, broker: Broker) -> None:
     assert not gateway.owsla.lines("Broker lost")
 
 
+@both_ways
 @reactor_test
 async def test_a_missing_exchange(lab: Lab, broker: Broker) -> None:
     """Owsla serves the other doors while the exchange of one is not there: at the start, and when it is deleted later. The
@@ -189,6 +193,7 @@ async def test_a_missing_exchange(lab: Lab, broker: Broker) -> None:
     assert not gateway.owsla.lines("Broker lost")
 
 
+@both_ways
 @reactor_test
 async def test_a_queue_that_is_deleted(lab: Lab, broker: Broker) -> None:
     """A queue of a door that is deleted is declared again, and nothing is lost of lines that come after that."""
@@ -205,6 +210,7 @@ async def test_a_queue_that_is_deleted(lab: Lab, broker: Broker) -> None:
     await flows(gateway, first, 0, 3)
 
 
+@both_ways
 @reactor_test
 async def test_a_restart_of_the_broker(lab: Lab, own_broker: Broker) -> None:
     """After a restart of the broker, each door publishes what was not confirmed, in order, to its own place."""

@@ -17,6 +17,7 @@ from pika.exceptions import ChannelClosedByBroker, UnroutableError
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
+from ._support.batches import both_ways
 from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
 from ._support.lab import Gateway, Lab
 from ._support.process import accepts
@@ -38,6 +39,7 @@ def _time(line: str) -> float:
     return datetime.strptime(line.split(" ", 1)[0], "%Y-%m-%dT%H:%M:%S%z").timestamp()
 
 
+@both_ways
 @reactor_test
 async def test_stopped_in_the_middle_of_talk(rabbitmq: RabbitMQ, lab: Lab) -> None:
     """After a stop under load, every line that was read is published and acknowledged, and every answer is delivered or
@@ -151,6 +153,7 @@ async def test_held_and_waiting_messages(rabbitmq: RabbitMQ, lab: Lab) -> None:
     assert "cleanly" in ended.getErrorMessage(), ended
 
 
+@both_ways
 @reactor_test
 async def test_unfinished_talk(rabbitmq: RabbitMQ, lab: Lab) -> None:
     """If a device sent many lines and half a line, every line that was read is published in order, and acknowledged."""
@@ -199,6 +202,7 @@ async def _heard(gateway: Gateway, lines: int, timeout: float = 30) -> list[list
     return heard
 
 
+@both_ways
 @pytest.mark.parametrize("window", [10_000, 50], ids=["", "slow broker"])
 @reactor_test
 async def test_nothing_is_left_unread(rabbitmq: RabbitMQ, lab: Lab, window: int) -> None:
@@ -227,6 +231,7 @@ async def test_nothing_is_left_unread(rabbitmq: RabbitMQ, lab: Lab, window: int)
     assert await _heard(gateway, sum(said)) == [list(range(lines)) for lines in said]
 
 
+@both_ways
 @reactor_test
 async def test_counted_truly(rabbitmq: RabbitMQ, lab: Lab) -> None:
     """If the deadline comes first, the last log line counts the lines that devices had sent and that are lost."""
@@ -281,6 +286,7 @@ async def test_second_signal(rabbitmq: RabbitMQ, lab: Lab) -> None:
     assert _seconds_between(gateway, "Received SIGTERM again", "Stopped") < 4
 
 
+@both_ways
 @reactor_test
 async def test_deadline_with_a_broker_that_hangs(rabbitmq: RabbitMQ, lab: Lab) -> None:
     """A broker that does not answer delays the end by --drain-timeout at most. The last log line counts the lines that were
@@ -328,6 +334,7 @@ async def test_deadline_without_a_broker(rabbitmq: RabbitMQ, lab: Lab) -> None:
     assert re.search("gave up 3 lines", last[-1])
 
 
+@both_ways
 @reactor_test
 async def test_broker_back_in_time(rabbitmq: RabbitMQ, lab: Lab) -> None:
     """A broker that comes back before the deadline gets every line."""

@@ -20,6 +20,7 @@ from pika.exceptions import ChannelClosedByBroker
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 
+from ._support.batches import both_ways
 from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
 from ._support.lab import Lab
 from ._support.owsla import Owsla
@@ -270,6 +271,7 @@ async def consumer_channels_closed(run: Run) -> None:
     raise AssertionError("no channel was closed")
 
 
+@both_ways
 @reactor_test
 async def test_outages(run: Run) -> None:
     """In any outage of the broker nothing is lost, nothing is out of order, and each outage is logged once."""
@@ -369,6 +371,7 @@ async def from_device_full(run: Run) -> None:
         run.backend.gate.set()
 
 
+@both_ways
 @reactor_test
 async def test_refusals(run: Run) -> None:
     """With full or deleted queues, and outages in the meantime, no acknowledged line is lost and none is duplicated."""
@@ -395,6 +398,7 @@ async def owsla_killed(run: Run) -> None:
     await run.owsla.start()
 
 
+@both_ways
 @reactor_test
 async def test_sudden_ends(run: Run) -> None:
     """When Owsla is killed and devices reset their connections all the time, each acknowledged line is published once per
@@ -423,6 +427,7 @@ async def worker_killed(run: Run) -> None:
     await run.owsla.wait_for_line(rf"{name}#info\] Listening", 30, start=mark)
 
 
+@both_ways
 @reactor_test
 async def test_a_worker_is_killed(run: Run) -> None:
     """When workers are killed under load, acknowledged lines are published in order, and only devices of those workers

@@ -14,6 +14,7 @@ from pika import BasicProperties as Properties
 from twisted.internet.defer import Deferred, gatherResults
 
 from ._support.backend import Backend, Message
+from ._support.batches import both_ways
 from ._support.books import DEVICE_ACK
 from ._support.device import Device
 from ._support.lab import Broker, Gateway, Lab
@@ -62,6 +63,7 @@ async def _introduce(gateway: Gateway, devices: list[Device]) -> list[str]:
 # -- Acknowledgements to devices ---------------------------------------------------------------------------------------
 
 
+@both_ways
 @reactor_test
 async def test_acknowledged_without_a_hole(broker: Broker, lab: Lab) -> None:
     """`--device-ack` acknowledges lines that the broker has confirmed, cumulatively, from the first line on and without a hole.
@@ -78,38 +80,39 @@ async def test_acknowledged_without_a_hole(broker: Broker, lab: Lab) -> None:
     assert len(await gateway.messages(500)) == 500
 
 
+@both_ways
 @reactor_test
 async def test_refused_lines_are_not_acknowledged(broker: Broker, lab: Lab) -> None:
     """Lines that a full queue refuses, and all lines behind them, are acknowledged only once the queue has accepted them."""
     name = f"full_{secrets.token_hex(4)}"
     setup = await lab.backend(broker.url)
-    arguments = {"x-max-length": 10, "x-overflow": "reject-publish"}
+    arguments = {"x-max-length": 8, "x-overflow": "reject-publish"}
     await setup.call(lambda channel: channel.queue_declare(name, durable=True, arguments=arguments))
     gateway = await lab.gateway(broker.url, backend=False, from_device=name, device_ack=DEVICE_ACK)
     device = await lab.device(gateway)
-    for number in range(30):
+    for number in range(8):
+        device.send_line(b"%d" % number)  # each in a message of its own, so that the queue is full
+        assert await device.line() == b"ACK %d" % number
+    for number in range(8, 30):
         device.send_line(b"%d" % number)
     await gateway.owsla.wait_for_line("Broker refused")
-    taken: list[int] = []
-    acknowledged = -1
+    taken: set[int] = set()
+    acknowledged = 7
     while acknowledged < 29:
         for line in device.lines.clear():
             acknowledged = int(line.split()[1])
-            waiting = await setup.count(name)
-            assert acknowledged < len(set(taken)) + waiting, "acknowledged, and not in the queue"
-        await pause(0.05)
-        message = await setup.fetch(name)
-        if message is not None:
+        for message in await setup.fetch_lines(name):
             assert int(message.body) == message.seq
-            taken.append(message.seq)
-    while (message := await setup.fetch(name)) is not None:
-        taken.append(message.seq)
-    assert set(taken) == set(range(30))
+            taken.add(message.seq)
+        assert taken >= set(range(acknowledged + 1)), "acknowledged, and not in the queue"
+        await pause(0.05)
+    assert taken == set(range(30))
 
 
 # -- The window --------------------------------------------------------------------------------------------------------
 
 
+@both_ways
 @reactor_test
 async def test_window(broker: Broker, lab: Lab) -> None:
     """While the broker confirms nothing, devices are not read and memory does not grow. Then all devices continue in turn."""
@@ -134,6 +137,7 @@ async def test_window(broker: Broker, lab: Lab) -> None:
     assert last < lines / 10, "the quiet ones waited for the talkative one"
 
 
+@both_ways
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
 @reactor_test
 async def test_gone_while_not_read(broker: Broker, lab: Lab, reset: bool) -> None:
@@ -203,6 +207,7 @@ async def _outage(rabbitmq: RabbitMQ, gateway: Gateway, proxy: Proxy, way: str) 
     return proxy.start
 
 
+@both_ways
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "close"])
 @pytest.mark.parametrize("way", ["down", "blocked", "stopped"])
 @reactor_test
@@ -242,6 +247,7 @@ async def test_comings_and_goings_in_an_outage(own_rabbitmq: RabbitMQ, lab: Lab,
     assert not gateway.owsla.lines("Discarded"), gateway.owsla.output()
 
 
+@both_ways
 @reactor_test
 async def test_more_than_the_window_can_spare(broker: Broker, lab: Lab) -> None:
     """Devices that come, send and leave in an outage use at most twice the window, each at most its share. The excess is
@@ -271,6 +277,7 @@ async def test_more_than_the_window_can_spare(broker: Broker, lab: Lab) -> None:
     assert 100 <= sum(map(len, heard.values())) <= 220, heard
 
 
+@both_ways
 @reactor_test
 async def test_max_rate(broker: Broker, lab: Lab) -> None:
     """A device that sends faster than --max-rate is slowed down, and none of its lines is lost."""

@@ -18,6 +18,7 @@ from cryptography import x509
 from pika.exceptions import ChannelClosedByBroker
 
 from ._support.backend import Backend, Message
+from ._support.batches import both_ways
 from ._support.certificates import Authority
 from ._support.device import Device
 from ._support.lab import Broker, Gateway, Lab
@@ -98,6 +99,7 @@ def bodies(messages: Sequence[Message]) -> list[bytes]:
 # -- The routing key ---------------------------------------------------------------------------------------------------
 
 
+@both_ways
 @reactor_test
 async def test_a_topic_exchange(lab: Lab, broker: Broker, named: Named) -> None:
     """Lines go to the exchange with the routing key of their connection: node, device, and the connection where there is no
@@ -128,6 +130,7 @@ async def test_a_topic_exchange(lab: Lab, broker: Broker, named: Named) -> None:
     assert await stranger.line() == b"welcome"
 
 
+@both_ways
 @reactor_test
 async def test_shards(lab: Lab, broker: Broker, named: Named) -> None:
     """A shard is the CRC-32 of the device id, or of the connection id, modulo the number of shards, so that any client can
@@ -149,6 +152,7 @@ async def test_shards(lab: Lab, broker: Broker, named: Named) -> None:
         assert (message.body, zlib.crc32(message.connection_id.encode()) % 3) == (body, shard)
 
 
+@both_ways
 @reactor_test
 async def test_a_login_decides_the_key(lab: Lab, broker: Broker, tmp_path: Path) -> None:
     """The device id of a login determines the routing key of all lines, also of those that arrived with the login."""
@@ -165,6 +169,7 @@ async def test_a_login_decides_the_key(lab: Lab, broker: Broker, tmp_path: Path)
     assert bodies(await backend.inbox[of_door].take(3)) == [b"1", b"2", b"3"]
 
 
+@both_ways
 @reactor_test
 async def test_a_key_that_is_too_long(lab: Lab, broker: Broker, named: Named) -> None:
     """A device id that makes the routing key too long for AMQP closes its own connection only, with one line in the log."""
@@ -218,6 +223,7 @@ async def test_the_exchange_is_not_there(lab: Lab, broker: Broker) -> None:
     assert await owsla.terminate() == 0
 
 
+@both_ways
 @reactor_test
 async def test_the_exchange_is_deleted(lab: Lab, broker: Broker) -> None:
     """When the exchange is deleted, nothing is lost: one line is logged, and devices wait until it is declared again."""
@@ -241,6 +247,7 @@ async def test_the_exchange_is_deleted(lab: Lab, broker: Broker) -> None:
     assert bodies(await backend.inbox[queue].take(3)) == [b"0", b"1", b"2"]
 
 
+@both_ways
 @reactor_test
 async def test_nowhere_to_go(lab: Lab, broker: Broker) -> None:
     """Lines without a bound queue are not acknowledged, which is logged once with exchange and key. With a queue they arrive in
@@ -265,6 +272,7 @@ async def test_nowhere_to_go(lab: Lab, broker: Broker) -> None:
     assert len(gateway.owsla.lines("Broker refused")) == 1
 
 
+@both_ways
 @reactor_test
 async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, named: Named) -> None:
     """A key without a queue, or with a full queue, pauses the connections with that key, and no others."""
@@ -277,7 +285,9 @@ async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, name
     )
     backend = await layout.backend(good)
     devices = {name: await named.device(gateway, name) for name in ("good", "full", "lost")}
-    devices["full"].send_line(b"0", b"1", b"2")
+    devices["full"].send_line(b"0")
+    assert await devices["full"].line() == b"ACK 0"
+    devices["full"].send_line(b"1", b"2")
     devices["lost"].send_line(b"0", b"1", b"2")
     await gateway.owsla.wait_for_line("Broker refused .* lines?: .* no queue for the routing key 'lost'")
     reason = f"a queue behind the exchange {layout.exchange} is full or unavailable"
@@ -308,6 +318,7 @@ async def test_only_those_wait_that_are_concerned(lab: Lab, broker: Broker, name
         await devices[name].lines.find(lambda line: line == b"ACK 3")
 
 
+@both_ways
 @reactor_test
 async def test_stopping_while_some_wait(lab: Lab, broker: Broker, named: Named) -> None:
     """At its deadline a stop gives up unroutable lines, and logs that. They were not acknowledged."""
@@ -328,6 +339,7 @@ async def test_stopping_while_some_wait(lab: Lab, broker: Broker, named: Named) 
     await gateway.owsla.wait_for_line("Stopped at the deadline.*2 lines")
 
 
+@both_ways
 @reactor_test
 async def test_consistent_hash(lab: Lab, rabbitmq: RabbitMQ) -> None:
     """RabbitMQ's consistent-hash exchange spreads connections over queues. All lines of a connection are in one queue, in
@@ -364,6 +376,7 @@ async def test_consistent_hash(lab: Lab, rabbitmq: RabbitMQ) -> None:
 # -- Arguments of queues -----------------------------------------------------------------------------------------------
 
 
+@both_ways
 @reactor_test
 async def test_quorum_queues(lab: Lab, rabbitmq: RabbitMQ) -> None:
     """All queues of Owsla may be quorum queues: for lines, ordered answers, records, and the node queue, which is deleted at

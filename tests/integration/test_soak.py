@@ -16,6 +16,7 @@ import pytest
 
 from tests import variable
 
+from ._support.batches import BATCHES, both_ways
 from ._support.mischief import MischiefLab
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, pause, reactor_test
@@ -68,15 +69,16 @@ STRIKES: dict[str, tuple[str, Strike]] = {
 
 
 @pytest.fixture
-def run(rabbitmq: RabbitMQ, tmp_path: Path, certs_dir: Path) -> Iterator[Run]:
+def run(rabbitmq: RabbitMQ, tmp_path: Path, certs_dir: Path, batching: bool) -> Iterator[Run]:
     """Return devices that send to an Owsla with injected faults, and their books; not started."""
-    lab = MischiefLab(tmp_path, certs_dir)
+    lab = MischiefLab(tmp_path, certs_dir, BATCHES if batching else None)
     one = Run(rabbitmq, lab)
     yield one
     block_on(one.end())
     block_on(lab.close())
 
 
+@both_ways
 @reactor_test
 async def test_soak(run: Run) -> None:
     """After failures of any kind in any order, only the failed child was restarted, every device is served, and nothing is

@@ -11,6 +11,7 @@ import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from twisted.internet.defer import Deferred
 
+from .batches import lines_of
 from .waiting import PATIENCE, Inbox, in_thread_order, until, within
 
 T = TypeVar("T")
@@ -44,7 +45,10 @@ class Message:
 
 
 class Backend:
-    """Connection to a broker that consumes `queues` and publishes. `inbox[queue]` has the received messages, in order."""
+    """Connection to a broker that consumes `queues` and publishes.
+
+    `inbox[queue]` has the received messages, in order. The lines of a batch become messages of their own.
+    """
 
     def __init__(self, url: str, queues: Sequence[str] = ()) -> None:
         self._parameters = pika.URLParameters(url)
@@ -101,6 +105,14 @@ class Backend:
             return None if method is None else Message(queue, body, properties, method.redelivered)
 
         return await self.call(ask)
+
+    async def fetch_lines(self, queue: str) -> list[Message]:
+        """Take all messages that are in a queue with basic.get. The lines of a batch become messages of their own."""
+        lines: list[Message] = []
+        while (found := await self.fetch(queue)) is not None:
+            shapes = lines_of(found.properties, found.body)
+            lines += [Message(queue, line, shape, found.redelivered) for shape, line in shapes]
+        return lines
 
     async def call(self, function: Callable[[Any], T], timeout: float = PATIENCE) -> T:
         """Run a function with the pika channel in the back end's thread."""
@@ -161,7 +173,8 @@ class Backend:
 
     def _consume(self, channel: BlockingChannel, queue: str) -> None:
         def arrived(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            self._arrived(Message(queue, body, properties, method.redelivered))
+            for shape, line in lines_of(properties, body):
+                self._arrived(Message(queue, line, shape, method.redelivered))
 
         channel.basic_consume(queue, arrived, auto_ack=True)
 

@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from tests import variable
 
+from .batches import lines_of
 from .device import Device
 from .lab import Lab
 from .owsla import Owsla
@@ -364,7 +365,8 @@ class AnsweringBackend:
             done: list[int] = []
 
             def on_line(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-                self._on_line(properties, body)
+                for shape, line in lines_of(properties, body):
+                    self._on_line(shape, line)
                 done.append(method.delivery_tag)
 
             def on_report(_channel: Any, method: Any, properties: Any, body: bytes) -> None:

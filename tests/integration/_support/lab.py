@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,15 +89,18 @@ class Gateway:
 class Lab:
     """Owner of everything that a test starts. It ends all, in reverse order, also after a failure."""
 
-    def __init__(self, folder: Path, certs_dir: Path) -> None:
+    def __init__(self, folder: Path, certs_dir: Path, options: Mapping[str, Option] | None = None) -> None:
+        """`options` are those of each Owsla that has none of its own with the same name."""
         self.folder = folder
         self.certs_dir = certs_dir
+        self._options = dict(options or {})
         self._owslas: list[Owsla] = []
         self._ends: list[Callable[[], Awaitable[None]]] = []
 
     def new_owsla(self, **options: Any) -> Owsla:
         """Return an Owsla that is not started. `env` and `argv` are as for `Owsla`, the rest are its options."""
-        owsla = Owsla(self.folder / f"owsla-{len(self._owslas)}", options.pop("certs_dir", self.certs_dir), **options)
+        folder, certs_dir = self.folder / f"owsla-{len(self._owslas)}", options.pop("certs_dir", self.certs_dir)
+        owsla = Owsla(folder, certs_dir, **{**self._options, **options})
         self._owslas.append(owsla)
         return owsla
 

@@ -284,7 +284,7 @@ class MischiefLab(Lab):
     """Lab whose Owslas accept orders to fail."""
 
     def new_owsla(self, **options: Any) -> MischievousOwsla:
-        owsla = MischievousOwsla(self.folder / f"owsla-{len(self._owslas)}", self.certs_dir, **options)
+        owsla = MischievousOwsla(self.folder / f"owsla-{len(self._owslas)}", self.certs_dir, **{**self._options, **options})
         self._owslas.append(owsla)
         self._ends.append(owsla.hang_up)
         return owsla
