@@ -87,6 +87,7 @@ class ConnectedSockets(Worker):
 
     def startService(self) -> None:
         super().startService()
+        self._keep_sets(True)
         self._hangups.start(self.end)
         self.later(TICK, self._tick)
         self.later(SWEEP, self._sweep)
@@ -94,9 +95,14 @@ class ConnectedSockets(Worker):
 
     def stopService(self) -> None:
         if self.running:
+            self._keep_sets(False)
             self._hangups.stop()
             self.scheduler.stop()
         super().stopService()
+
+    def _keep_sets(self, stay: bool) -> None:
+        for sockets in (self.poller, self.handshakes):
+            sockets.stay(stay)
 
     def configure(self, linger: float) -> None:
         """Change the minimum time between two turns, and follow limits of the admission that have changed."""

@@ -76,12 +76,13 @@ class SocketSet:
         self._reactor = reactor
         self._turn = turn
         self._epoll: select.epoll | None = None
-        """The set, which exists while there are sockets in it."""
+        """The set, which exists while there are sockets in it, and once it was made as long as it stays."""
         # By descriptor: the system gives out the lowest free one. Dictionaries would take some 100 bytes for each socket.
         self._sockets: list[Socket | None] = []
         self._wanted = bytearray()
         self._watched = 0
         """Number of sockets in the set."""
+        self._stays = False
         self.turns = 0
         """Number of turns so far."""
         self.seconds: Final = reactor.seconds
@@ -89,6 +90,15 @@ class SocketSet:
     def callLater(self, delay: float, call: Callable[..., Any], *args: Any) -> DelayedCall:
         delayed: DelayedCall = self._reactor.callLater(delay, call, *args)
         return delayed
+
+    def stay(self, stays: bool) -> None:
+        """Keep the set while there are no sockets in it, or close it then.
+
+        A set of its own for each of a few connections that come one by one would take six system calls and some thirty calls.
+        """
+        self._stays = stays
+        if not stays and not self._watched:
+            self._close()
 
     # -- For sockets ------------------------------------------------------------------------------------------------------
 
@@ -140,7 +150,7 @@ class SocketSet:
         self._sockets[fd] = None
         self._wanted[fd] = 0
         self._watched -= 1
-        if not self._watched:
+        if not self._watched and not self._stays:
             self._close()
 
     def _wanted_of(self, fd: int) -> int:

@@ -407,6 +407,19 @@ class HandshakePollerTests(SynchronousTestCase):
             each.peer.send(b"a")
         return many
 
+    def test_stays(self) -> None:
+        """On request the set stays with the reactor while no handshake is in progress, until that ends."""
+        self.handshakes.stay(True)
+        for _ in range(2):
+            one = self.descriptor(self.handshakes, "handshake")
+            descriptor = self.handshakes.fileno()
+            self.handshakes.removeReader(one)
+            self.assertEqual(self.handshakes.fileno(), descriptor)
+            self.assertIn(self.handshakes, self.loop.readers)
+        self.handshakes.stay(False)
+        self.assertNotIn(self.handshakes, self.loop.readers)
+        self.assertEqual(self.handshakes.fileno(), -1)
+
     def test_all_without_interruption(self) -> None:
         """While established devices are silent, a turn handles all handshakes that are ready."""
         for each in self.many(SLICE + 1):
