@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
 from owsla.amqp import wire
 from owsla.broker import courier, publisher
 from owsla.broker import queues as topology
@@ -903,6 +907,112 @@ class PlainForwardTests(Base):
         for number in range(3000):
             self.assertEqual(queues[b"%08x" % number], f"to_device.{number:08x}")
         self.assertLessEqual(len(queues), courier.NODES_KEPT)
+
+
+class BooksMachine(RuleBasedStateMachine):
+    """A broker that answers forwards, records and reports in any way that RabbitMQ may, and the books of all messages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.case = Base()
+        self.case.setUp()
+        self.case.connect()
+        self.tag = 0
+        self.open: list[Publish] = []
+        self.arrived: dict[int, list[str]] = {}
+
+    def published(self) -> list[Publish]:
+        self.open += self.case.taken()
+        return self.open
+
+    @rule(nodes=st.lists(st.sampled_from([b"89abcdef", b"01234567", b"76543210"]), min_size=1, max_size=6))
+    def forward(self, nodes: list[bytes]) -> None:
+        for node in nodes:
+            self.tag += 1
+            connection_id, body = node + b"-1111-8222-9333-444444444444", b"%d" % self.tag
+            header = message(body, {"connection_id": connection_id.decode()})
+            self.case.courier.forward_plain(self.case.source, self.tag, connection_id, None, header, body)
+
+    @rule(report=st.booleans())
+    def record(self, report: bool) -> None:
+        self.tag += 1
+        reply_to = b"answers" if report else None
+        self.case.courier.record(self.case.source.letter(self.tag, body=b"%d" % self.tag, reply_to=reply_to), "late")
+
+    @rule(data=st.data(), multiple=st.booleans(), refuse=st.booleans())
+    def answer(self, data: st.DataObject, multiple: bool, refuse: bool) -> None:
+        """Confirm or refuse one message, or all up to it."""
+        waiting = self.published()
+        if waiting:
+            one = data.draw(st.sampled_from(waiting))
+            for answered in [other for other in waiting if other is one or (multiple and other.tag < one.tag)]:
+                waiting.remove(answered)
+                if not refuse and answered.body:
+                    self.arrived.setdefault(int(answered.body), []).append(answered.queue)
+            (self.case.server.nack if refuse else self.case.server.ack)(PUBLISH_CHANNEL, one.tag, multiple)
+
+    @rule(queue=st.sampled_from([FORWARDS, "to_device.01234567", RECORDS, "answers"]))
+    def no_queue(self, queue: str) -> None:
+        """Return all messages to a queue, and confirm all."""
+        waiting, self.open = self.published(), []
+        for one in waiting:
+            if one.queue == queue:
+                self.case.server.give_back(one, ack=False)
+            elif one.body:
+                self.arrived.setdefault(int(one.body), []).append(one.queue)
+        if waiting:
+            self.case.server.ack(PUBLISH_CHANNEL, waiting[-1].tag, True)
+
+    @rule(code=st.sampled_from([0, 404, 541]))
+    def lost(self, code: int) -> None:
+        """End the connection."""
+        self.published()
+        self.open = []
+        if code:
+            self.case.server.close_channel(PUBLISH_CHANNEL, code, "no")
+            self.case.courier.down()
+        else:
+            self.case.lose()
+        self.case.connect()
+
+    @rule(seconds=st.sampled_from([0.3, 11.0]))
+    def wait(self, seconds: float) -> None:
+        self.case.pass_time(seconds)
+        if self.case.server.lost:  # another channel is tried
+            self.open = []
+            self.case.courier.down()
+            self.case.connect()
+
+    @invariant()
+    def each_once(self) -> None:
+        """No message is acknowledged twice, or before it has arrived, or before its record was given up."""
+        finished = self.case.source.finished
+        assert len(finished) == len(set(finished))
+        lost = sum(isinstance(event, UndeliverableLost) for event in self.case.events)
+        assert len(set(finished) - set(self.arrived)) <= lost
+
+    def teardown(self) -> None:
+        """Accept everything: each message arrives at its node or on record, and is acknowledged."""
+        for _ in range(100):
+            waiting, self.open = self.published(), []
+            if not waiting and not self.case.courier.unconfirmed:
+                break
+            for one in waiting:
+                if one.body:
+                    self.arrived.setdefault(int(one.body), []).append(one.queue)
+                self.case.server.ack(PUBLISH_CHANNEL, one.tag)
+            self.wait(0.5)
+        assert self.case.courier.unconfirmed == 0
+        assert sorted(self.case.source.finished) == list(range(1, self.tag + 1))
+        self.each_once()
+
+
+class BooksTests(BrokerTestCase):
+    def test_books(self) -> None:
+        """Whatever the broker answers, and however often connections end, each message arrives at its node or on record, and is
+        acknowledged once.
+        """
+        run_state_machine_as_test(BooksMachine, settings=settings(deadline=None, max_examples=40, stateful_step_count=25))
 
 
 class AbsentNodesTests(BrokerTestCase):

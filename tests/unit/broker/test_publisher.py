@@ -111,6 +111,23 @@ class PublisherTests(BrokerTestCase):
         self.server.ack(1, 0, True)
         self.assertEqual(self.policy.calls, [("confirmed", ([], ["1"])), ("confirmed", (["0"], []))])
 
+    def test_returned_and_withdrawn(self) -> None:
+        """A return has no effect on the messages of the next channel, and leaves nothing in memory when it is confirmed."""
+        for last in (False, True):
+            one, _ = self.publish("a", "b")
+            self.server.give_back(one, ack=last)
+            if not last:
+                self.assertEqual(self.publisher.withdraw(), ["a", "b"])
+                self.server = Server(heartbeat=1000).ready()
+                opened = Result(self.publisher.open(self.server.client))
+                self.server.settle()
+                self.assertTrue(opened.done)
+                self.publish("c")
+                self.server.ack(1, 1)
+                self.assertEqual(self.policy.calls, [("confirmed", (["c"], []))])
+        self.assertEqual(self.policy.calls[1:], [("confirmed", ([], ["a"]))])
+        self.assertFalse(self.publisher._returned)
+
     def test_relayed(self) -> None:
         """A relayed message has the content header of its delivery, byte for byte, and a body of any size in frames that the
         broker takes. A return of it is found.
