@@ -77,9 +77,9 @@ class ConnectedSockets(Worker):
         self._trims = TrimSchedule(reactor.seconds())
         self.admission: Final = admission
         self.poller: Final = Poller(reactor, turn, linger)
-        self.handshakes: Final = HandshakePoller(reactor, turn)
+        self.handshakes: Final = HandshakePoller(reactor, turn, self.poller)
         self.post_handshake: Final = PostHandshake(reactor.seconds)
-        self.scheduler: Final = HandshakeScheduler(self, self.handshakes, turn, admission, self._resume)
+        self.scheduler: Final = HandshakeScheduler(self, self.handshakes, admission, self._resume)
 
     def add_port(self, port: Port) -> None:
         """Look after the connections of a port, too."""

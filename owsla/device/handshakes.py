@@ -1,25 +1,18 @@
 """Scheduling of TLS handshakes within the time of a reactor turn.
 
 A connection whose ClientHello has come waits until its handshake may begin. A handshake begins at once if no other connection
-waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `BEGINNINGS` seconds, or
-until an established device or the broker has sent something, which is served in between.
+waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `HANDSHAKES` seconds, or
+until the broker has sent something. Established devices are served between two handshakes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from ..runtime.end_of_turn import EndOfTurn
 from ..supervision import Worker
 from .admission import Admission
-from .poller import HandshakePoller
+from .poller import HANDSHAKES, HandshakePoller
 from .tls_transport import TLSTransport
-
-BEGINNINGS: Final = 0.003
-"""Seconds of a turn in which handshakes may begin, after the first one. Handshakes that have begun are to be completed before
-others begin: the answer of a peer must not wait behind a hundred signatures. With an RSA key of 4096 bits one takes 4 to
-6 ms."""
 
 
 class HandshakeScheduler:
@@ -29,14 +22,12 @@ class HandshakeScheduler:
         self,
         service: Worker,
         poller: HandshakePoller,
-        turn: EndOfTurn,
         admission: Admission[TLSTransport],
         resume: Callable[[], None],
     ) -> None:
         """`resume` lets the ports accept again if there is room. `service` owns the timers."""
         self._service = service
         self._poller = poller
-        self._end_of_turn = turn
         self._admission = admission
         self._resume = resume
         self._scheduled = False
@@ -51,7 +42,7 @@ class HandshakeScheduler:
         now = self._poller.seconds()
         if self._turn != self._poller.turns:
             self._turn = self._poller.turns
-            self._turn_ends = now + BEGINNINGS
+            self._turn_ends = now + HANDSHAKES
         begins = (
             admission.waiting == 1 and not self._scheduled and now < self._turn_ends and admission.next_turn(now) is transport
         )
@@ -81,10 +72,9 @@ class HandshakeScheduler:
     def _start(self) -> None:
         """Begin waiting handshakes, as long as there are places, the turn has time, and nothing urgent has arrived."""
         self._scheduled = False
-        self._end_of_turn.flush()
+        self._poller.begin_turn()
         admission = self._admission
         now = self._poller.seconds()
-        end = now + BEGINNINGS
         while True:
             if (stalled := admission.stalled(now)) is not None:
                 stalled.evictStalled()
@@ -94,7 +84,7 @@ class HandshakeScheduler:
             if not transport.startHandshake():
                 admission.gave_up()
             now = self._poller.seconds()
-            if now >= end or self._end_of_turn.urgent():
+            if self._poller.turn_is_over(now):
                 if admission.waiting:
                     self.start_soon()
                 break

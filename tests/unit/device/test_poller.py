@@ -375,7 +375,7 @@ class HandshakePollerTests(SynchronousTestCase):
         self.loop = cast(Any, Loop())
         self.turn = EndOfTurn(self.loop)
         self.established = Poller(self.loop, self.turn)
-        self.handshakes = HandshakePoller(self.loop, self.turn)
+        self.handshakes = HandshakePoller(self.loop, self.turn, self.established)
         self.calls: list[str] = []
         self.made: list[tuple[SocketSet, Descriptor]] = []
         self.device = self.descriptor(self.established, "line")
@@ -448,12 +448,24 @@ class HandshakePollerTests(SynchronousTestCase):
         self.assertEqual(self.calls, ["handshake", "line", "handshake", "handshake"])
 
     def test_progress(self) -> None:
-        """Established devices that talk without a pause do not stop handshakes: each turn handles one."""
+        """Established devices that talk without a pause do not stop handshakes: their lines and handshakes take turns."""
         self.many(3)
         self.device.peer.send(b"a" * 100)
-        for turn in range(1, 4):
-            self.loop.turn()
-            self.assertEqual(self.calls.count("handshake"), turn)
+        self.loop.turn()
+        self.assertEqual(self.calls, ["line", "handshake"] * 3 + ["line"])
+
+    def test_lines_between_are_sent_on(self) -> None:
+        """Lines that come between two handshakes are written to the broker before the next one."""
+
+        def handshake() -> None:
+            self.work("handshake")
+            self.device.peer.send(b"a")
+
+        for each in self.many(2):
+            each.after_reading = handshake
+        self.device.after_reading = lambda: self.turn.call_last(lambda: self.calls.append("publish"))
+        self.loop.turn()
+        self.assertEqual(self.calls, ["handshake", "publish", "handshake", "publish"])
 
     def test_short_ones(self) -> None:
         """Connections that need little, such as those that have to wait for their handshake, are handled together."""
@@ -461,7 +473,7 @@ class HandshakePollerTests(SynchronousTestCase):
             each.after_reading = lambda: self.work("handshake", UNINTERRUPTED * 0.6)
         self.device.peer.send(b"a" * 100)
         self.loop.turn()
-        self.assertEqual(self.calls.count("handshake"), 2)
+        self.assertEqual(self.calls, ["line", "handshake", "handshake"] * 2 + ["line"])
 
     def test_the_broker_interrupts(self) -> None:
         """Any watched descriptor interrupts handshakes."""
@@ -496,9 +508,9 @@ class HandshakePollerTests(SynchronousTestCase):
         self.assertEqual(self.loop.getDelayedCalls(), [])
 
     def test_a_line_during_lingering(self) -> None:
-        """While established devices linger, their lines wait for each other anyway, and interrupt no handshake."""
+        """While established devices linger, their lines wait for each other, also during handshakes."""
         self.established.configure(LINGER)
-        self.device.after_reading = lambda: None
+        self.device.after_reading = lambda: self.calls.append("line")
         for _ in range(round(BUSY)):
             self.device.peer.send(b"a")
             self.loop.turn()
@@ -506,8 +518,10 @@ class HandshakePollerTests(SynchronousTestCase):
             if self.established not in self.loop.readers:
                 break
         self.assertNotIn(self.established, self.loop.readers, "it does not linger")
+        self.calls.clear()
         self.device.peer.send(b"a")
-        self.assertFalse(self.turn.urgent())
+        self.established.serve()
+        self.assertEqual(self.calls, [])
         self.established.configure(0.0)
-        self.assertTrue(self.turn.urgent())
-        self.device.socket.recv(4096)
+        self.established.serve()
+        self.assertEqual(self.calls, ["line"])

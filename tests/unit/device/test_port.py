@@ -32,6 +32,7 @@ from owsla.device.factory import DeviceFactory
 from owsla.device.framing import LineFraming
 from owsla.device.hangup import PATIENCE, HangupWatch
 from owsla.device.listening import BACKLOG, SEND_BUFFER
+from owsla.device.poller import UNINTERRUPTED
 from owsla.device.port import DevicePort, PortHooks, PortSettings
 from owsla.device.protocol import DeviceProtocol
 from owsla.device.proxy_senders import Sender
@@ -571,11 +572,11 @@ class StampedeTests(Base):
                 self.assertEqual((self.admission.handshaking, self.admission.waiting), (begun, 0))
         self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
-    def slowly(self, call: Callable[[SSL.Connection], None]) -> Callable[[SSL.Connection], None]:
-        """Return a function that takes a tenth of a second, in which no timer is called."""
+    def slowly(self, call: Callable[[SSL.Connection], None], seconds: float = 0.1) -> Callable[[SSL.Connection], None]:
+        """Return a function that takes some time, in which no timer is called."""
 
         def slow(tls: SSL.Connection) -> None:
-            self.loop.rightNow += 0.1
+            self.loop.rightNow += seconds
             call(tls)
 
         return slow
@@ -615,11 +616,16 @@ class StampedeTests(Base):
         ours, broker = socket.socketpair()
         self.clients += ours, broker
         self.turn.watch(ours.fileno())
+        self.addCleanup(self.turn.unwatch, ours.fileno())
         broker.send(b"a")
         written: list[int] = []
         self.turn.call_last(lambda: written.append(self.admission.handshaking))
         later: list[Any] = []
-        with mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)):
+        begin = SSL.Connection.set_accept_state
+        with (
+            mock.patch.object(SSL.Connection, "set_accept_state", self.slowly(begin, 2 * UNINTERRUPTED)),
+            mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)),
+        ):
             self.connected.scheduler.start_soon()
             later.pop()()
             self.assertEqual((self.admission.handshaking, self.admission.waiting, written), (2, 2, [1]))
