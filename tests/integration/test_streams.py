@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import pika
 import pytest
+
+from owsla.batch_format import HEADER, decode
 
 from ._support.backend import Backend, Message
 from ._support.commands import Commands
@@ -70,6 +73,20 @@ async def delete(backend: Backend, *names: str) -> None:
         await backend.call(partial(lambda name, channel: channel.queue_delete(name), name))
 
 
+def split(message: Message) -> list[Message]:
+    """Return a message for each line of a batch, or a message that is none."""
+    if HEADER not in message.headers:
+        return [message]
+    return [
+        Message(
+            message.queue,
+            line.line,
+            pika.BasicProperties(headers={"connection_id": line.connection_id.decode(), "from_device_seq": line.seq}),
+        )
+        for line in decode(message.body)
+    ]
+
+
 class Reader:
     """Back end that reads streams from the beginning."""
 
@@ -86,7 +103,7 @@ class Reader:
             channel.basic_consume(stream, arrived, arguments={"x-stream-offset": "first"})
 
         def arrived(channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            self.messages[stream].append(Message(stream, body, properties))
+            self.messages[stream] += split(Message(stream, body, properties))
             channel.basic_ack(method.delivery_tag)
 
         await self._backend.call(consume)
@@ -143,13 +160,15 @@ def assert_complete(messages: list[Message], devices: int, count: int) -> None:
 # -- One stream --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["killed", "restarted", "suspended"])
+@pytest.mark.parametrize(("how", "batch"), [("killed", 1), ("restarted", 1), ("suspended", 1), ("killed", 50)])
 @reactor_test
-async def test_outage(node: RabbitMQ, lab: Lab, how: str) -> None:
+async def test_outage(node: RabbitMQ, lab: Lab, how: str, batch: int) -> None:
     """When RabbitMQ is killed, restarted or suspended in the middle of lines, the stream has all of them in order, and each
     device gets all acknowledgements. A line may be in the stream twice. A second reader finds the same once more.
     """
-    gateway = await lab.gateway(node.url, backend=False, from_device_argument=LIMITED, device_ack="ACK {seq}", heartbeat="2s")
+    gateway = await lab.gateway(
+        node.url, backend=False, from_device_argument=LIMITED, device_ack="ACK {seq}", batch=batch, heartbeat="2s"
+    )
     devices = [await lab.device(gateway) for _ in range(4)]
     await send(devices, 0, 100)
     start = gateway.owsla.mark()
@@ -231,13 +250,21 @@ async def test_door(node: RabbitMQ, lab: Lab) -> None:
 # -- Super streams -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch", [1, 50])
 @reactor_test
-async def test_super_stream(node: RabbitMQ, lab: Lab) -> None:
+async def test_super_stream(node: RabbitMQ, lab: Lab, batch: int) -> None:
     """Lines go to the partitions of a super stream by `{shard:N}`: those of a device to one, in their order."""
-    await node.streams("add_super_stream", "readings", "--partitions", "3")
-    partitions = [f"readings-{number}" for number in range(3)]
+    name = f"readings-{batch}"
+    await node.streams("add_super_stream", name, "--partitions", "3")
+    partitions = [f"{name}-{number}" for number in range(3)]
     gateway = await lab.gateway(
-        node.url, backend=False, from_device=None, publish_exchange="readings", routing_key="{shard:3}", device_ack="ACK {seq}"
+        node.url,
+        backend=False,
+        from_device=None,
+        publish_exchange=name,
+        batch=batch,
+        routing_key="{shard:3}",
+        device_ack="ACK {seq}",
     )
     devices = [await lab.device(gateway) for _ in range(12)]
     await send(devices, 0, 50)
