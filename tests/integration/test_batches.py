@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import ensureDeferred
+
 from ._support.lab import Broker, Gateway, Lab
-from ._support.waiting import pause, reactor_test
+from ._support.rabbitmq import RabbitMQ, installed
+from ._support.waiting import block_on, pause, reactor_test, until
 
 DEVICE_ACK = "ACK {seq}"
 
@@ -39,6 +46,20 @@ async def test_few_messages(broker: Broker, lab: Lab) -> None:
 
 
 @reactor_test
+async def test_stop_with_open_batches(broker: Broker, lab: Lab) -> None:
+    """A line that waits in a batch when Owsla is stopped is published, confirmed and acknowledged at once."""
+    gateway = await lab.gateway(broker.url, batch=50, batch_delay=LONG, device_ack=DEVICE_ACK, drain_spread=0)
+    device = await lab.device(gateway)
+    await gateway.introduce(device)
+    device.send_line(b"waits")
+    await until(lambda: device.lines.clear() == [b"ACK 0"], what="the acknowledgement of the first line")
+    ending = ensureDeferred(gateway.owsla.terminate())
+    assert (await gateway.message(SOON)).body == b"waits"
+    assert await ending == 0
+    assert await device.line() == b"ACK 1"
+
+
+@reactor_test
 async def test_device_that_ends(broker: Broker, lab: Lab) -> None:
     """A device that ends, or stands still in the middle of a line, delays no batch: its complete lines are in the next one."""
     gateway = await lab.gateway(broker.url, batch=50, batch_delay="200ms")
@@ -52,3 +73,42 @@ async def test_device_that_ends(broker: Broker, lab: Lab) -> None:
     assert bodies == {b"whole", b"last", b"other"}
     still.send_raw(b"f\n")
     assert (await gateway.message(SOON)).body == b"half"
+
+
+@pytest.fixture(scope="module")
+def narrow_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """Return a RabbitMQ that accepts messages of at most 4,000 bytes."""
+    if not installed():
+        pytest.skip("no RabbitMQ is installed")
+    folder: Path = tmp_path_factory.mktemp("narrow-rabbitmq")
+    node = RabbitMQ(folder, config="max_message_size = 4000\n")
+    try:
+        block_on(node.start())
+        yield node
+    finally:
+        block_on(node.close())
+
+
+@reactor_test
+async def test_size_limit_of_the_broker(narrow_rabbitmq: RabbitMQ, lab: Lab) -> None:
+    """Batches are cut to the size limit of the broker: nothing is lost or out of order, and no device is closed. Only a line
+    that exceeds the limit by itself is given up, with its connection.
+    """
+    gateway = await lab.gateway(narrow_rabbitmq.url, batch=200, device_ack=DEVICE_ACK)
+    one, other = await lab.device(gateway), await lab.device(gateway)
+    lines = [b"%d " % number + b"x" * 100 for number in range(200)]
+    for device in (one, other):
+        device.send_line(*lines)
+    for device in (one, other):
+        await device.lines.find(lambda line: line == b"ACK 199", 60)
+    # Batches that were not confirmed when the channel was closed come twice.
+    first_copies: dict[str, dict[int, bytes]] = {}
+    while sum(map(len, first_copies.values())) < 400:
+        message = await gateway.message(60)
+        first_copies.setdefault(message.connection_id, {}).setdefault(message.seq, message.body)
+    assert [list(found.values()) for found in first_copies.values()] == [lines, lines]
+    other.send_line(b"y" * 5000)
+    one.send_line(b"later")
+    await other.closed()
+    await gateway.backend.inbox[gateway.from_device].find(lambda message: message.body == b"later", 60)
+    assert one.is_open
