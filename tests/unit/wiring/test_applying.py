@@ -66,7 +66,7 @@ OBSERVED: Mapping[str, tuple[dict[str, object], Callable[[Any], object]]] = {
     "max-rate": ({"max_rate": 7.0}, lambda node: node.devices.first.factory.settings.max_rate),
     "max-line": (
         {"max_line": 50},
-        lambda node: (node.devices.first.factory.framing.max_line, node.consuming.router._handover._body_fault(bytes(51))),
+        lambda node: (node.devices.first.factory.framing.max_line, node.consuming.router._handover.body_fault(bytes(51))),
     ),
     "on-long": ({"on_long": "skip"}, lambda node: node.devices.first.factory.settings.skip_long),
     "linger": ({"linger": 0.5}, lambda node: node.devices.sockets.poller._linger),
