@@ -23,6 +23,7 @@ from ..broker.window import Window
 from ..config.settings import Door
 from ..device.connections import Connection
 from ..events import DeviceConnected
+from ..runtime.precise_clock import PreciseClock
 from .base import Base
 
 CLAIM_LIFETIME: Final = 60.0
@@ -116,7 +117,7 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
             queue=queue,
             packer=BatchPacker(most=own.batch, **message),
             window=BatchWindow(settings.window, settings.window_bytes),
-            pacing=BatchPacing(base.reactor, base.end_of_turn, own.batch_delay),
+            pacing=BatchPacing(PreciseClock(base.reactor), base.end_of_turn, own.batch_delay),
             **arguments,
         )
     else:
