@@ -53,7 +53,7 @@ class BatchRoute:
         self.batch: Batch | None = None
         """Batch that takes the next line; `None` if no line waits."""
         self.number = 0
-        """Number of batches that were closed so far."""
+        """Number of the last batch, counted from 1; 0 before the first one."""
 
     def open(self, received: int) -> Batch:
         """Open a batch, whose first line was received at this time in seconds since the epoch."""
@@ -63,6 +63,10 @@ class BatchRoute:
     def close(self) -> int:
         """Close the open batch, and return its number on this route."""
         self.batch = None
+        return self.take_number()
+
+    def take_number(self) -> int:
+        """Return the number of another batch, which is published behind all others of this route so far."""
         self.number += 1
         return self.number
 

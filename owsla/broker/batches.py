@@ -9,8 +9,7 @@ the broker), or when `BatchPacing` publishes all open ones: after the delay, or 
 
 From then on a batch is what a line is to `LinePublisher`: one entry of the window under one delivery tag, which is confirmed,
 refused or returned as a whole, and then each of its lines is. Its route takes the place of the connection, so that batches of a
-route keep their order. All lines of a connection have one route. It changes only when its device proves another identity: the
-batch of the route so far is then published first.
+route keep their order. All lines of a connection have one route: its device proves no other identity after the first line.
 
 A line that begins a trace is a batch of its own, whose message has the trace context.
 """
@@ -31,7 +30,7 @@ from .batch_packing import BatchPacker, BatchRoute, BatchTemplate
 from .batch_window import BatchWindow
 from .line_traces import TraceSample
 from .lines import LinePublisher, PublisherArguments
-from .packing import LineTooLarge
+from .packing import LineTooLarge, body_size
 from .refused_lines import ReturnedBatches, ReturnedLines
 from .window import Entry
 
@@ -74,14 +73,6 @@ class BatchPublisher(LinePublisher):
         self._pacing.configure(delay)
 
     # -- towards devices -------------------------------------------------------------------------------------------------
-
-    def open(self, connection_id: bytes, device_id: str | None) -> Any:
-        if device_id is not None and not self._packer.one_route:
-            # An identity may change the route. Lines that came before it are published first.
-            route = self._batch_packer.route(connection_id, None)
-            if route.batch is not None and any(source.connection_id == connection_id for source in route.batch.sources):
-                self._publish_batch(route)
-        return super().open(connection_id, device_id)
 
     def publish(self, source: LineSource, line: bytes, received: float = 0.0) -> None:
         seq = source.seq
@@ -187,18 +178,24 @@ class BatchPublisher(LinePublisher):
         batch = route.batch
         if batch is None:
             return
-        self._open.pop(route, None)
-        number = route.close()
+        entry = self._close_batch(route, batch, traceparent)
         window, client = self._batch_window, self._client
-        window.release(batch)
-        entry = Entry(route, number, self._batch_packer.pack(route, batch, traceparent), batch)
         if client is not None and self._refused.refuses(route):
             window.defer_batch(entry)
             self._refused.deferred(entry)
+            # Only now its lines count as refused ones, for which no connection waits with its next share.
+            self._waiting.grant_shares(self._left)
             return
         window.add_batch(entry)
         if client is not None:
             client.write(entry.packed)
+
+    def _close_batch(self, route: BatchRoute, batch: Batch, traceparent: str | None = None) -> Entry:
+        """Close and pack the open batch of a route. Return its entry, which is not in the window yet."""
+        self._open.pop(route, None)
+        number = route.close()
+        self._batch_window.release(batch)
+        return Entry(route, number, self._batch_packer.pack(route, batch, traceparent), batch)
 
     def wait(self, source: LineSource, since: int = 0) -> None:
         super().wait(source, since)
@@ -219,16 +216,23 @@ class BatchPublisher(LinePublisher):
     # -- the size limit of the broker ------------------------------------------------------------------------------------
 
     def _give_up(self, largest: int) -> list[tuple[LineSource, int]]:
-        """Cut the batches in the window to the size limit. Return the lines that exceed it alone, with their sizes."""
+        """Cut all batches to the size limit, open ones too. Return the lines that exceed it alone, with their sizes."""
         given_up: list[tuple[LineSource, int]] = []
 
         def cut(entry: Entry) -> list[Entry]:
-            if entry.batch is None or len(entry.packed) <= largest:
-                return [entry]
-            pieces, hopeless = self._batch_packer.cut(entry.source, entry.batch, entry.packed)
-            given_up.extend(zip(hopeless.sources, map(len, hopeless.elements), strict=True))
-            return [entry._replace(packed=packed, batch=batch) for batch, packed in pieces]
+            route: BatchRoute = entry.source
+            assert entry.batch is not None
+            pieces = [(entry.batch, entry.packed)]
+            if body_size(entry.packed) > largest:
+                pieces, hopeless = self._batch_packer.cut(route, entry.batch, entry.packed)
+                given_up.extend(zip(hopeless.sources, map(len, hopeless.elements), strict=True))
+            # Each piece needs a number of its own, or a refusal might change their order. Later batches stay behind them.
+            return [Entry(route, route.take_number(), packed, batch) for batch, packed in pieces]
 
+        for route in list(self._open):
+            # The channel has ended. An open batch above the limit would end the next one as well.
+            if route.batch is not None:
+                self._batch_window.add_batch(self._close_batch(route, route.batch))
         self._batch_window.recut(cut)
         return given_up
 

@@ -311,7 +311,7 @@ def _enlarged(template: Template, by: int) -> tuple[bytes, bytes, bytes]:
 
 
 def body_size(packed: bytes) -> int:
-    """Return the length in bytes of the line in packed frames."""
+    """Return the length in bytes of the body in packed frames."""
     (method,) = struct.unpack_from(">I", packed, 3)
     (size,) = struct.unpack_from(">Q", packed, method + wire.FRAME_OVERHEAD + 7 + 4)
     return int(size)

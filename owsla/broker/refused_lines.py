@@ -76,8 +76,11 @@ class RefusedLines:
         return self.pausing_all or (self._stalls is not None and route in self._stalls.stalled)
 
     def wait(self, source: LineSource) -> bool:
-        """Register a connection if it is stalled. Return whether it is."""
-        if self._stalls is None or (route := self._route(source)) not in self._stalls:
+        """Register a connection if it is stalled. Return whether it is.
+
+        A connection without lines is not, whatever others of its route are: with its identity its device may get another one.
+        """
+        if self._stalls is None or not source.seq or (route := self._route(source)) not in self._stalls:
             return False
         self._stalls.wait(route, source)
         return True

@@ -437,8 +437,11 @@ class DeviceProtocol(LineReceiver):
             self.factory.sink.wait(self, self._share_position if self.seq >= self._share_end else 0)
 
     def stall(self) -> None:
-        """Pause reading until the sink calls `resume`. The sink calls this if it cannot publish for this device only."""
-        if not self.discarding:
+        """Pause reading until the sink calls `resume`. The sink calls this if it cannot publish for this device only.
+
+        Lines of a connection that has ended may be refused, too. Nothing is read of that.
+        """
+        if self.transport is not None and not self.discarding:
             self._wait_for_sink()
 
     def resume(self) -> None:

@@ -245,26 +245,39 @@ class BatchTests(BrokerTestCase):
         lab.clock.advance(0)
         self.assertEqual([device.resumed for device in (*same[:3], other)], [1, 1, 1, 0])
 
-    def test_identity(self) -> None:
-        """Lines before a device proves another identity are published before those after it."""
-        lab, device = self.waiting(batch=100, routing_key="{device_id}")
-        lab.publish(device, b"before")
-        device.template = lab.producer.open(device.connection_id, "door-8")
-        lab.publish(device, b"after")
-        lab.clock.advance(DELAY)
+    def test_route_without_a_queue(self) -> None:
+        """A connection without lines does not wait for a key that is refused: with its identity it may get another one."""
+        lab = self.lab(batch=100, messages=2, routing_key="lines.{shard:2}")
+        first, late, *_ = [lab.device(name) for name in "abcdefgh" if shard(name.encode(), 2) == 0]
+        other = next(lab.device(name) for name in "abcdefgh" if shard(name.encode(), 2) == 1)
+        for device in (first, other):
+            lab.publish(device, b"x")
         lab.server.settle()
-        taken = lab.server.take()
-        self.assertEqual([one.queue for one in taken], ["a", "door-8"])
-        self.assertEqual(lines(taken), [("a", 1), ("a", 2)])
-        self.assertEqual(elements(taken[1].body)[0][3], "door-8")
+        self.assertFalse(lab.producer.accepting)
+        lab.producer.wait(late)
+        for one in lab.server.take():
+            (lab.server.nack if one.queue == "lines.0" else lab.server.ack)(LINES, one.tag)
+        lab.clock.advance(0)
+        self.assertEqual((first.stalled, first.resumed, late.resumed), (1, 0, 1))
+        lab.producer.wait(late)
+        lab.clock.advance(0)
+        self.assertEqual((first.resumed, late.resumed), (0, 2))
 
-    def test_another_device_identifies(self) -> None:
-        """The open batch of a key stays open when a device of another connection proves its identity."""
-        lab, device = self.waiting(batch=100, routing_key="lines.{shard:1}")
-        lab.publish(device, b"x")
-        lab.producer.open(b"b", "door-8")
+    def test_share_behind_a_refused_key(self) -> None:
+        """A connection gets its next share when lines before it, which waited in an open batch, join the refused ones of their
+        key.
+        """
+        lab = self.lab(batch=100, routing_key="lines.{shard:2}")
+        first, late, *_ = [lab.device(name) for name in "abcdefgh" if shard(name.encode(), 2) == 0]
+        other = next(lab.device(name) for name in "abcdefgh" if shard(name.encode(), 2) == 1)
+        lab.publish(first, b"x")
         lab.server.settle()
-        self.assertEqual(sizes(lab), [])
+        lab.server.nack(LINES, lab.server.take()[0].tag)
+        lab.publish(late, b"y")
+        lab.producer.wait(other, lab.producer.position(0))
+        self.assertEqual(other.resumed, 0)
+        lab.server.settle()
+        self.assertEqual((lab.server.take(), late.stalled, other.resumed), ([], 1, 1))
 
     def test_trace(self) -> None:
         """A line that begins a trace is a batch of its own with the trace context, in order."""
@@ -281,6 +294,19 @@ class BatchTests(BrokerTestCase):
         self.assertEqual([one.headers.get("traceparent") for one in taken], [None, lab.producer.traceparent(device), None])
         self.assertIsNotNone(lab.producer.traceparent(device))
         self.assertEqual(lab.producer.traced_lines, 1)
+
+    def test_trace_of_a_line_at_the_limit(self) -> None:
+        """A traced line whose batch is within the size limit of the broker is published again with its trace context."""
+        lab, device = self.waiting(batch=100)
+        lab.producer.trace(1.0)
+        lab.publish(device, b"x" * 300)
+        lab.server.settle()
+        (one,) = lab.server.take()
+        lab.server.close_channel(LINES, 406, TOO_LARGE % (1000, len(one.body)))
+        lab.producer.down()
+        lab.connect()
+        again = lab.server.take()[-1]
+        self.assertEqual((lines_of(again), again.headers["traceparent"]), ([("a", 1)], lab.producer.traceparent(device)))
 
     def test_another_delay(self) -> None:
         """With another delay, lines that wait already leave at once."""
@@ -385,6 +411,38 @@ class BatchTests(BrokerTestCase):
         self.assertEqual(device.safe, list(range(9)))
         self.assertEqual((lab.window.messages, lab.window.size), (0, 0))
         self.assertEqual(device.closed, [])
+
+    def test_smaller_messages_out_of_order(self) -> None:
+        """The batches that another one was cut into are published again in order when one of them is refused."""
+        lab, device = self.waiting(batch=100)
+        lab.server.ack(LINES, 1)
+        lab.publish(device, *[b"x" * 300] * 7)
+        lab.clock.advance(DELAY)
+        lab.server.settle()
+        lab.publish(device, b"later")
+        lab.server.close_channel(LINES, 406, TOO_LARGE % (2500, 1000))
+        lab.producer.down()
+        lab.connect()
+        self.assertEqual([lines_of(one)[0] for one in lab.server.take()], [("a", 1), ("a", 4), ("a", 7), ("a", 8)])
+        lab.server.nack(LINES, 2)
+        lab.publish(device, b"last")
+        lab.clock.advance(0.2)
+        lab.server.settle()
+        self.assertEqual(lab.taken(), [("a", number) for number in range(1, 10)])
+
+    def test_smaller_messages_with_an_open_batch(self) -> None:
+        """A batch that is open when the broker turns out to accept smaller messages only is cut, too."""
+        for size, expected in ((300, [3, 3, 1]), (3000, [])):
+            lab, device = self.waiting(batch=100)
+            lab.server.ack(LINES, 1)
+            lab.publish(device, *[b"x" * size] * 7)
+            lab.server.close_channel(LINES, 406, TOO_LARGE % (2500, 1000))
+            lab.producer.down()
+            lab.connect()
+            lab.clock.advance(DELAY)
+            lab.server.settle()
+            self.assertEqual(sizes(lab), expected)
+            self.assertEqual((lab.producer.unconfirmed, lab.producer.given_up_lines), (sum(expected), 7 - sum(expected)))
 
     def test_too_large_alone(self) -> None:
         """A line that exceeds the limit of the broker alone is given up, and its connection closed. Others are published."""

@@ -583,6 +583,28 @@ class RateTests(SynchronousTestCase):
         self.assertEqual((world.totals.paused_connections, watch.watched), (0, []))
 
 
+class StallTests(SynchronousTestCase):
+    def test_until_it_is_resumed(self) -> None:
+        """A connection that the sink stalls is not read until the sink resumes it, although others are."""
+        world = World()
+        endpoint, wire = world.connect()
+        endpoint.dataReceived(b"a\n")
+        endpoint.stall()
+        endpoint.stall()
+        self.assertEqual((wire.reading, world.sink.waiting), (False, [endpoint]))
+        world.sink.resume()
+        self.assertTrue(wire.reading)
+
+    def test_when_it_is_gone(self) -> None:
+        """The lines of a connection that has ended may be refused. That is no failure, and nobody waits."""
+        world = World()
+        endpoint, _ = world.connect()
+        endpoint.dataReceived(b"a\n")
+        world.end(endpoint, GONE)
+        endpoint.stall()
+        self.assertEqual((world.sink.waiting, world.totals.paused_connections), ([], 0))
+
+
 class FailureTests(SynchronousTestCase):
     def test_when_it_is_gone(self) -> None:
         """An exception for a connection that is already gone (a late confirm, for example) is not swallowed."""
