@@ -25,6 +25,7 @@ class BatchPacing:
         self._last = clock.seconds() - delay
         self._call: DelayedCall | None = None
         self._at_end_of_turn = False
+        self._ending = False
 
     def bind(self, publish: Callable[[], Any]) -> None:
         """Call `publish` when the open batches are due."""
@@ -32,9 +33,17 @@ class BatchPacing:
 
     def configure(self, delay: float) -> None:
         """Change the delay. Lines that wait already leave at the end of this turn."""
+        if self._ending:
+            return
         self._delay = delay
         if self._call is not None:
             self.hurry()
+
+    def end(self) -> None:
+        """Publish lines at the end of their turn from now on, also after another `configure`."""
+        self.configure(0.0)
+        self._ending = True
+        self.hurry()
 
     def line_waits(self) -> None:
         """Schedule the publication: a batch has been opened."""

@@ -7,9 +7,10 @@ the broker), or when `BatchPacing` publishes all open ones: after the delay, or 
 - when a connection waits for its lines to be settled (its share, a full window): nothing more may come before that;
 - when the node stops.
 
-From then on a batch is what a line is to `LinePublisher`: one entry of the window under one delivery tag, which is confirmed,
-refused or returned as a whole, and then each of its lines is. Its route takes the place of the connection, so that batches of a
-route keep their order. All lines of a connection have one route: its device proves no other identity after the first line.
+From then on a batch is treated as `LinePublisher` treats a line: it is one entry of the window under one delivery tag. It is
+confirmed, refused or returned as a whole, and each of its lines with it. Its route takes the place of the connection, so that
+batches of a route keep their order. All lines of a connection have one route: a device proves no other identity after its first
+line.
 
 A line that begins a trace is a batch of its own, whose message has the trace context.
 """
@@ -71,6 +72,10 @@ class BatchPublisher(LinePublisher):
     def pace(self, delay: float) -> None:
         """Change the time that a line waits at most for others, in seconds."""
         self._pacing.configure(delay)
+
+    def stop_waiting(self) -> None:
+        """Publish each line at the end of its turn from now on: the node stops."""
+        self._pacing.end()
 
     # -- towards devices -------------------------------------------------------------------------------------------------
 
@@ -235,8 +240,3 @@ class BatchPublisher(LinePublisher):
                 self._batch_window.add_batch(self._close_batch(route, route.batch))
         self._batch_window.recut(cut)
         return given_up
-
-    def stop_waiting(self) -> None:
-        """Publish each line at the end of its turn from now on: the node stops."""
-        self._pacing.configure(0.0)
-        self._pacing.hurry()

@@ -247,7 +247,9 @@ class Answerer(BaseHandler):
             if not self._returned or not self._returned[key]:
                 self._answered(answer.tag)
                 continue
-            self._returned -= Counter([key])
+            self._returned[key] -= 1
+            if not self._returned[key]:
+                del self._returned[key]
             if answer.queue != self._to_device:
                 self._publish(answer._replace(queue=self._to_device))
             else:

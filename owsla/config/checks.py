@@ -185,6 +185,8 @@ def check_settings(settings: Settings, given: Mapping[str, Given]) -> None:
     _check_proxy(settings, given)
     _check_queues(settings, given)
     _check_dialect(settings, given)
+    if isinstance(given, GivenAt):
+        _check_batch_delay([settings], given)
     if "delimiter" in given and settings.framing.kind != "lines":
         _refuse(given, ("delimiter",), "has an effect only with --framing lines")
     if fault := framing_fault(settings.framing, settings.max_line):
@@ -220,6 +222,13 @@ def check_doors(settings: Settings, given: Mapping[str, Given]) -> None:
             raise ConfigError(f"{origin} {door.name}: the queue {own.from_device!r} has other arguments at another door")
     if not any(door.settings.tls for door in settings.doors):
         _refuse_tls_options(given, "has an effect only with TLS, and there is no door with it")
+    _check_batch_delay([door.settings for door in settings.doors], given)
+
+
+def _check_batch_delay(doors: Sequence[Settings], given: Mapping[str, Given]) -> None:
+    """Refuse --batch-delay if none of the doors that it is for publishes lines in batches."""
+    if "batch-delay" in given and all(door.batch == 1 for door in doors):
+        _refuse(given, ("batch-delay",), "has an effect only with --batch")
 
 
 def _check_place(settings: Settings, given: Mapping[str, Given]) -> None:

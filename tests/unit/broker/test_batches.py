@@ -324,15 +324,17 @@ class BatchTests(BrokerTestCase):
         self.assertEqual(sizes(lab), [1])
 
     def test_stop(self) -> None:
-        """When the node stops, no line waits for others."""
+        """When the node stops, no line waits for others, also after a reload with another delay."""
         lab, device = self.waiting()
         lab.publish(device, b"x")
         lab.producer.stop_waiting()
         lab.server.settle()
         self.assertEqual(sizes(lab), [1])
-        lab.publish(device, b"y")
-        lab.server.settle()
-        self.assertEqual(sizes(lab), [1])
+        for _ in range(2):
+            lab.publish(device, b"y")
+            lab.server.settle()
+            self.assertEqual(sizes(lab), [1])
+            lab.producer.pace(1.0)
 
     def test_reconnect(self) -> None:
         """After a lost connection, batches are published again in order, before the lines that came meanwhile."""

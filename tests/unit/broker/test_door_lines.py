@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from owsla.broker import queues as topology
+from owsla.broker.batch_pacing import BatchPacing
+from owsla.broker.batch_packing import BatchPacker
+from owsla.broker.batch_window import BatchWindow
+from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import BrokerError
 from owsla.broker.door_lines import ANSWER_TIMEOUT, LASTING, DoorLines, line_channel
-from owsla.broker.lines import LinePublisher
-from owsla.broker.packing import LinePacker
+from owsla.broker.lines import LinePublisher, PublisherArguments
+from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
 from owsla.events import Event, LinesAccepted, LinesRefused
 from owsla.routing_key import RoutingKey
+from owsla.runtime.end_of_turn import EndOfTurn
 
 from .fakes import BrokerTestCase, Result, Server
 from .test_lines import Device, Numbered, lines
@@ -30,7 +37,8 @@ NOT_FOUND = "NOT_FOUND - no exchange 'tracks'"
 class Lab:
     """The lines of some doors, and their broker. The channels of the doors are 1, 3, 5 and so on."""
 
-    def __init__(self, *names: str, messages: int = 4) -> None:
+    def __init__(self, *names: str, messages: int = 4, batches: Collection[str] = ()) -> None:
+        """The doors of `batches` publish batches, a second after the last ones."""
         self.server = Server()
         self.clock = self.server.clock
         self.events: list[Event] = []
@@ -38,26 +46,31 @@ class Lab:
         for number, name in enumerate(names or DOORS):
             target = DOORS[name]
             exchange = target.name if isinstance(target, topology.Exchange) else ""
-            packer = LinePacker(
+            message = MessageArguments(
                 channel=line_channel(number),
                 exchange=exchange,
                 routing_key=RoutingKey("all") if exchange else target.name,
-                seq_header="from_device_seq",
                 delivery_mode=2,
                 reply_to=b"to_device.0123abcd",
                 frame_max=131072,
                 door=name if len(names) != 1 else None,
             )
-            publisher = LinePublisher(
-                self.clock,
-                self.events.append,
-                queue=target,
-                packer=packer,
-                window=Window(messages, 1 << 20),
-                door=name,
-                acknowledge=True,
-                failed=self.lines.channel_failed,
-            )
+            more = PublisherArguments(door=name, acknowledge=True, failed=self.lines.channel_failed)
+            publisher: LinePublisher
+            if name in batches:
+                publisher = BatchPublisher(
+                    self.clock,
+                    self.events.append,
+                    queue=target,
+                    packer=BatchPacker(most=100, **message),
+                    window=BatchWindow(messages, 1 << 20),
+                    pacing=BatchPacing(self.clock, EndOfTurn(self.clock), 1.0),
+                    **more,
+                )
+            else:
+                packer = LinePacker(seq_header="from_device_seq", **message)
+                window = Window(messages, 1 << 20)
+                publisher = LinePublisher(self.clock, self.events.append, queue=target, packer=packer, window=window, **more)
             self.lines.add(name, publisher)
         self.devices = {name: Device(publisher, name[0]) for name, publisher in self.lines.publishers.items()}
 
@@ -330,6 +343,41 @@ class DoorLinesTests(BrokerTestCase):
             self.assertEqual(self.lab.lines.unconfirmed, unconfirmed)
             if unconfirmed:
                 self.lab.server.ack(3, 1)
+
+    def test_stop(self) -> None:
+        """When the node stops, the open batches of all doors are published. A door without batches has none."""
+        lab = Lab(messages=100, batches=("meters", "trackers"))
+        lab.connect()
+        lab.publish(*DOORS)
+        lab.server.settle()
+        lab.taken()
+        lab.publish(*DOORS, *DOORS)
+        lab.server.settle()
+        self.assertEqual(lab.taken(), [("d", 1), ("d", 2)])
+        self.assertEqual(lab.lines.unconfirmed, 9)
+        lab.lines.stop_waiting()
+        lab.server.settle()
+        published = [(one.headers["door"], one.headers["owsla_batch"]) for one in lab.server.take()]
+        self.assertEqual(published, [("meters", 2), ("trackers", 2)])
+
+    def test_open_batch_of_a_missing_exchange(self) -> None:
+        """Lines in a batch that is open when the channel of its door ends are published on the next one, behind others."""
+        lab = Lab(messages=100, batches=("trackers",))
+        lab.connect()
+        lab.publish("trackers", "default")
+        lab.server.settle()
+        lab.publish("trackers")
+        lab.taken()
+        lab.server.close_channel(5, 404, NOT_FOUND)
+        self.assertEqual(lab.accepting(), ["default", "meters"])
+        lab.publish("trackers")
+        lab.pass_time(2)
+        self.assertEqual(lab.taken(), [("t", 0), ("t", 1), ("t", 2)])
+        lab.publish("trackers")
+        lab.pass_time(1)
+        self.assertEqual(lab.taken(), [("t", 3)])
+        lab.server.ack(5, 0, True)
+        self.assertEqual((lab.devices["trackers"].safe, lab.lines.unconfirmed), ([0, 1, 2, 3], 1))
 
     def test_another_name(self) -> None:
         """All doors tell back ends the queue of another name of the node."""

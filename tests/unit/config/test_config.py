@@ -291,8 +291,6 @@ class ValueTests(_Files):
             ("batch", "200", 200),
             ("batch", "off", 1),
             ("batch", "1", 1),
-            ("batch-delay", "0", 0.0),
-            ("batch-delay", "10s", 10.0),
             ("max-rate", "off", None),
             ("max-connections", "7", 7),
             ("max-connections", "auto", None),
@@ -313,6 +311,11 @@ class ValueTests(_Files):
         ]:
             settings = _load(f"--{name}", text)
             self.assertEqual(getattr(settings, name.replace("-", "_")), value, (name, text))
+
+    def test_batch_delay(self) -> None:
+        """A batch waits not at all, or up to ten seconds."""
+        for text, value in (("0", 0.0), ("10s", 10.0)):
+            self.assertEqual(_load("--batch", "2", "--batch-delay", text).batch_delay, value)
 
     def test_bad_values(self) -> None:
         """What can't be used is refused by name, with what it should have been."""
@@ -425,6 +428,8 @@ class ValueTests(_Files):
                 "--from-device: from-device and to-device cannot both use the queue 'q.undeliverable'",
             ),
             (["--routing-key", "{device_id}"], "--routing-key: has an effect only with --publish-exchange"),
+            (["--batch-delay", "1ms"], "--batch-delay: has an effect only with --batch"),
+            (["--batch-delay", "1ms", "--batch", "1"], "--batch-delay: has an effect only with --batch"),
             (["--publish-exchange", "x", "--from-device", "q"], "--from-device: has no effect with --publish-exchange"),
             (
                 ["--publish-exchange", "x", "--from-device-argument", "x-max-length=1"],

@@ -97,6 +97,11 @@ class DoorTests(SynchronousTestCase):
         self.assertEqual(str(own.framing), "length:2")
         self.assertEqual((settings.port, settings.tls, settings.max_line, str(settings.framing)), (8883, True, 100, "lines"))
 
+    def test_batch_delay_of_another_door(self) -> None:
+        """The delay of the first door has an effect if another one, which does not set it, publishes batches."""
+        loaded = _load("--batch-delay=1ms", "--listen=tls:1:name=a:batch=9")
+        self.assertEqual([(door.settings.batch, door.settings.batch_delay) for door in loaded.doors], [(1, 0.001), (9, 0.001)])
+
     def test_tables(self) -> None:
         """Tables of a file have the same keys, with booleans, numbers and arrays."""
         settings = self.from_file(
@@ -153,6 +158,8 @@ class DoorTests(SynchronousTestCase):
             (["--socket-mode=999"], "--socket-mode: '999' is not the permissions of a file"),
             (["--listen=unix:s:interface=::1"], "'' is not key=value; a colon in a value is written \\:"),
             ([r"--listen=unix:s:interface=\:\:1"], "--listen s: interface: has an effect only with a port number"),
+            (["--listen=tls:1:name=a:batch-delay=1ms"], "--listen a: batch-delay: has an effect only with --batch"),
+            (["--batch-delay=1ms", "--listen=tls:1:name=a"], "--batch-delay: has an effect only with --batch"),
             (["--listen=tls:1:name=a:framing=length"], "--listen a: framing: 'length'"),
             ([r"--listen=tls:1:name=a:framing=length\:2:delimiter=x"], "--listen a: delimiter: has an effect only with"),
             (["--listen=tls:1:name=a:from-device=to_device"], "--listen a: from-device: from-device and to-device cannot"),
