@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from ..interfaces import Clock, DelayedCall
 from ..runtime.end_of_turn import EndOfTurn
@@ -21,14 +20,14 @@ class BatchPacing:
         self._clock = clock
         self._turn = turn
         self._delay = delay
-        self._publish: Callable[[], Any] = _nothing
+        self._publish: Callable[[], bool] = _nothing
         self._last = clock.seconds() - delay
         self._call: DelayedCall | None = None
         self._at_end_of_turn = False
         self._ending = False
 
-    def bind(self, publish: Callable[[], Any]) -> None:
-        """Call `publish` when the open batches are due."""
+    def bind(self, publish: Callable[[], bool]) -> None:
+        """Call `publish` when the open batches are due. It returns whether there were any."""
         self._publish = publish
 
     def configure(self, delay: float) -> None:
@@ -65,9 +64,10 @@ class BatchPacing:
             self._call.cancel()
         self._call = None
         self._at_end_of_turn = False
-        self._last = self._clock.seconds()
-        self._publish()
+        if self._publish():  # else the batch that was to be published then was full before
+            self._last = self._clock.seconds()
 
 
-def _nothing() -> None:
-    """Do nothing: no publisher is bound."""
+def _nothing() -> bool:
+    """Publish nothing: no publisher is bound."""
+    return False

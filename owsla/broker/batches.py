@@ -174,9 +174,12 @@ class BatchPublisher(LinePublisher):
         template.traceparent = traceparent
         self._traces.begun()
 
-    def _publish_open(self) -> None:
-        for route in list(self._open):
+    def _publish_open(self) -> bool:
+        """Publish all open batches. Return whether there were any."""
+        routes = list(self._open)
+        for route in routes:
             self._publish_batch(route)
+        return bool(routes)
 
     def _publish_batch(self, route: BatchRoute, traceparent: str | None = None) -> None:
         """Publish the open batch of a route, if any, or keep it behind refused ones or for the next connection."""

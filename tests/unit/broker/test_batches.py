@@ -101,6 +101,18 @@ class BatchTests(BrokerTestCase):
         lab.server.settle()
         self.assertEqual(sizes(lab), [1])
 
+    def test_after_a_full_batch(self) -> None:
+        """A line does not wait because of a batch that was full before its time had come."""
+        lab, device = self.waiting()
+        lab.clock.advance(DELAY / 2)
+        lab.publish(device, *[b"x"] * 4)
+        lab.clock.advance(DELAY / 2)
+        lab.server.settle()
+        self.assertEqual(sizes(lab), [4])
+        lab.publish(device, b"y")
+        lab.server.settle()
+        self.assertEqual(sizes(lab), [1])
+
     def test_room(self) -> None:
         """A batch is within one frame. A line beyond that is a batch of its own, in several frames."""
         lab, device = self.waiting(batch=100)
