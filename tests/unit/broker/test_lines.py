@@ -1157,15 +1157,25 @@ class ProducerMachine(RuleBasedStateMachine):
         self.queue: list[Numbered] = []
         self.pending: list[Publish] = []
         self.refused_any = False
+        self.last = {"a": -1, "b": -1}
+        self.most = {"a": -1, "b": -1}
         self.lab.connect()
 
     def arrive(self) -> None:
+        """Take what was published, lost connections included. Lines of a device are published, and published again, in order."""
         if self.lab.server.lost:  # after several refusals in a row another channel is tried
             assert "only on this channel" in str(self.lab.server.lost[0])
             self.pending = []
             self.lab.producer.down()
             self.lab.connect()
-        self.pending += self.lab.server.take()
+        taken = self.lab.server.take()
+        for name, number in lines(taken):
+            last, most = self.last[name], self.most[name]
+            left_out = set(range(last + 1, number)) if number > last else {*range(number), *range(last + 1, most + 1)}
+            left_out -= set(next(device.safe for device in self.devices if device.connection_id.decode() == name))
+            assert not left_out, (name, last, number, left_out)
+            self.last[name], self.most[name] = number, max(most, number)
+        self.pending += taken
 
     @rule(which=st.integers(0, 1), count=st.integers(1, 4), together=st.booleans())
     def talk(self, which: int, count: int, together: bool) -> None:
