@@ -23,9 +23,8 @@ from weakref import WeakValueDictionary
 
 from ..amqp import wire
 from ..batch_format import CONTENT_TYPE, HEADER
-from ..trace_context import TRACEPARENT
 from .batch import Batch
-from .packing import LineTooLarge, MessageArguments, MessagePacker
+from .packing import TRACEPARENT_HEADER, LineTooLarge, MessageArguments, MessagePacker
 
 _U16 = struct.Struct(">H").pack
 _U32 = struct.Struct(">I").pack
@@ -37,9 +36,6 @@ _FLAGS = struct.pack(
     ">H",
     sum(wire.PROPERTIES[name][0] for name in ("content_type", "headers", "delivery_mode", "reply_to", "timestamp", "app_id")),
 )
-
-_TRACE: Final = wire.short_string(TRACEPARENT) + b"S" + _U32(55)
-"""Start of the header `traceparent`, whose value has 55 bytes."""
 
 
 class BatchRoute:
@@ -103,12 +99,10 @@ class BatchPacker(MessagePacker):
 
     def template(self, connection_id: bytes, device_id: str | None) -> BatchTemplate:
         """Make the template of a connection. Raise `KeyTooLong` if its routing key would exceed 255 bytes."""
-        return BatchTemplate(connection_id, device_id, self.route(connection_id, device_id))
+        return BatchTemplate(connection_id, device_id, self._route or self._route_of(connection_id, device_id))
 
-    def route(self, connection_id: bytes, device_id: str | None) -> BatchRoute:
-        """Return the route of a connection. Raise `KeyTooLong` if its routing key would exceed 255 bytes."""
-        if self._route is not None:
-            return self._route
+    def _route_of(self, connection_id: bytes, device_id: str | None) -> BatchRoute:
+        """Return the route of a connection, where connections have different ones."""
         assert self._key is not None
         key = self._key.fill(connection_id, device_id)
         route = self._routes.get(key)
@@ -155,7 +149,7 @@ class BatchPacker(MessagePacker):
         return self._frames(route, len(batch), batch.received, batch.close(), traceparent)
 
     def _frames(self, route: BatchRoute, lines: int, received: int, body: bytes, traceparent: str | None = None) -> bytes:
-        headers = b"" if traceparent is None else _TRACE + traceparent.encode()
+        headers = b"" if traceparent is None else TRACEPARENT_HEADER + traceparent.encode()
         headers += self._door + self._before_count + _U32(lines)
         properties = b"".join(
             (

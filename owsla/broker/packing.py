@@ -45,7 +45,7 @@ _CONNECTION_ID: Final = wire.short_string("connection_id") + b"S"
 
 _DEVICE_ID: Final = wire.short_string("device_id") + b"S"
 
-_TRACEPARENT: Final = wire.short_string(TRACEPARENT) + b"S" + _U32(55)
+TRACEPARENT_HEADER: Final = wire.short_string(TRACEPARENT) + b"S" + _U32(55)
 """Start of the header `traceparent`, whose value has 55 bytes."""
 
 _FLAGS = struct.pack(
@@ -281,7 +281,7 @@ class LinePacker(MessagePacker):
 
     def pack_traced(self, template: Template, seq: int, line: bytes, second: int, traceparent: str) -> bytes:
         """Return the frames that publish a line with a traceparent of version 00. Raise `LineTooLarge` as `pack` does."""
-        packed = self.pack(_with_headers(template, _TRACEPARENT + traceparent.encode()), seq, line, second)
+        packed = self.pack(_with_headers(template, TRACEPARENT_HEADER + traceparent.encode()), seq, line, second)
         template.traceparent = traceparent
         return packed
 

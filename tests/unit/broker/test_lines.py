@@ -1162,7 +1162,7 @@ class ProducerMachine(RuleBasedStateMachine):
         self.lab.connect()
 
     def arrive(self) -> None:
-        """Take what was published, lost connections included. Lines of a device are published, and published again, in order."""
+        """Take published messages. Lines of a device must be published in order, and again in order after a fault."""
         if self.lab.server.lost:  # after several refusals in a row another channel is tried
             assert "only on this channel" in str(self.lab.server.lost[0])
             self.pending = []
