@@ -223,9 +223,11 @@ class BatchPublisher(LinePublisher):
 
     # -- the size limit of the broker ------------------------------------------------------------------------------------
 
-    def _give_up(self, largest: int) -> list[tuple[LineSource, int]]:
-        """Cut all batches to the size limit, open ones too. Return the lines that exceed it alone, with their sizes."""
-        given_up: list[tuple[LineSource, int]] = []
+    def _give_up(self, largest: int) -> list[tuple[LineSource, str]]:
+        """Cut all batches to the size limit, open ones too. Return the connection and a description of each line that exceeds
+        it alone.
+        """
+        given_up: list[tuple[LineSource, str]] = []
 
         def cut(entry: Entry) -> list[Entry]:
             route: BatchRoute = entry.source
@@ -233,7 +235,8 @@ class BatchPublisher(LinePublisher):
             pieces = [(entry.batch, entry.packed)]
             if body_size(entry.packed) > largest:
                 pieces, hopeless = self._batch_packer.cut(route, entry.batch, entry.packed)
-                given_up.extend(zip(hopeless.sources, map(len, hopeless.elements), strict=True))
+                for source, element in zip(hopeless.sources, hopeless.elements, strict=True):
+                    given_up.append((source, f"a line that makes a batch of {len(element)} bytes"))
             # Each piece needs a number of its own, or a refusal might change their order. Later batches stay behind them.
             return [Entry(route, route.take_number(), packed, batch) for batch, packed in pieces]
 

@@ -423,16 +423,17 @@ class LinePublisher(BaseHandler):
         if self._outstanding is not None:
             self._settle(self._outstanding, [source for source, _ in hopeless])
         self._waiting.grant_shares(self._left)
-        for source, size in hopeless:
+        for source, line in hopeless:
             try:
-                self._reject(source, LineTooLarge(f"a line of {size} bytes, and the limit of the broker is {largest}"))
+                self._reject(source, LineTooLarge(f"{line}, and the limit of the broker is {largest}"))
             except Exception:
                 source.failed(Failure())
 
-    def _give_up(self, largest: int) -> list[tuple[LineSource, int]]:
-        """Remove the lines above the size limit of the broker from the window. Return their connections, and their sizes."""
+    def _give_up(self, largest: int) -> list[tuple[LineSource, str]]:
+        """Remove the lines above the size limit of the broker from the window. Return the connection and a description of each.
+        """
         given_up = self._window.give_up(lambda packed: body_size(packed) > largest)
-        return [(entry.source, body_size(entry.packed)) for entry in given_up]
+        return [(entry.source, f"a line of {body_size(entry.packed)} bytes") for entry in given_up]
 
     def _warn(self, text: str) -> None:
         self._emit(BrokerWarning(text))
