@@ -353,6 +353,14 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
     # -- opening ---------------------------------------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
+        try:
+            self._begin()
+        except Exception as error:
+            # The endpoint that has connected would not tell, and its caller would wait for ever.
+            self.abort(error)
+
+    def _begin(self) -> None:
+        """Prepare the socket, and start the login."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._writer = socket_writer(self.transport)

@@ -77,9 +77,9 @@ class ConnectedSockets(Worker):
         self._trims = TrimSchedule(reactor.seconds())
         self.admission: Final = admission
         self.poller: Final = Poller(reactor, turn, linger)
-        self.handshakes: Final = HandshakePoller(reactor, turn, self.poller)
+        self.handshake_poller: Final = HandshakePoller(reactor, turn, self.poller)
         self.post_handshake: Final = PostHandshake(reactor.seconds)
-        self.scheduler: Final = HandshakeScheduler(self, self.handshakes, admission, self._resume)
+        self.scheduler: Final = HandshakeScheduler(self, self.handshake_poller, admission, self._resume)
 
     def add_port(self, port: Port) -> None:
         """Look after the connections of a port, too."""
@@ -101,7 +101,7 @@ class ConnectedSockets(Worker):
         super().stopService()
 
     def _keep_sets(self, stay: bool) -> None:
-        for sockets in (self.poller, self.handshakes):
+        for sockets in (self.poller, self.handshake_poller):
             sockets.stay(stay)
 
     def configure(self, linger: float) -> None:

@@ -1,8 +1,8 @@
 """Scheduling of TLS handshakes within the time of a reactor turn.
 
 A connection whose ClientHello has come waits until its handshake may begin. A handshake begins at once if no other connection
-waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `HANDSHAKES` seconds, or
-until the broker has sent something. Established devices are served between two handshakes.
+waits and the turn has time left. Otherwise it begins in a later turn: each turn begins handshakes for `HANDSHAKE_TURN` seconds,
+or until the broker has sent something. Established devices are served between two handshakes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from ..supervision import Worker
 from .admission import Admission
-from .poller import HANDSHAKES, HandshakePoller
+from .poller import HandshakePoller
 from .tls_transport import TLSTransport
 
 
@@ -31,8 +31,6 @@ class HandshakeScheduler:
         self._admission = admission
         self._resume = resume
         self._scheduled = False
-        self._turn = -1
-        self._turn_ends = 0.0
 
     def hello_received(self, transport: TLSTransport) -> bool:
         """Return whether the handshake of a connection begins now, which waits already. Otherwise schedule it, or close the
@@ -40,11 +38,11 @@ class HandshakeScheduler:
         """
         admission = self._admission
         now = self._poller.seconds()
-        if self._turn != self._poller.turns:
-            self._turn = self._poller.turns
-            self._turn_ends = now + HANDSHAKES
         begins = (
-            admission.waiting == 1 and not self._scheduled and now < self._turn_ends and admission.next_turn(now) is transport
+            admission.waiting == 1
+            and not self._scheduled
+            and self._poller.has_time(now)
+            and admission.next_turn(now) is transport
         )
         if not begins:
             self.start_soon()

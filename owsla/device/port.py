@@ -296,7 +296,7 @@ class DevicePort(Worker):
         proxied = self._senders is not None
         transport: SocketTransport
         if self._tls is not None:
-            transport = TLSTransport(self._sockets.handshakes, sock, address, self, proxied)
+            transport = TLSTransport(self._sockets.handshake_poller, sock, address, self, proxied)
         else:
             transport = TCPTransport(self._sockets.poller, sock, address, self, proxied)
         self.accepted += 1

@@ -5,7 +5,7 @@ messages as for one. So the hot path only notes that there is something to send.
 connections, sends it. The time, too, is read once for all lines of a turn.
 
 Long work, such as a series of handshakes, calls `flush` before it begins, and returns to the reactor when `urgent` says that
-established devices or the broker have sent something meanwhile.
+the broker has sent something meanwhile.
 """
 
 from __future__ import annotations
@@ -46,11 +46,15 @@ class EndOfTurn:
     # -- Descriptors that long work must not hold up -----------------------------------------------------------------------
 
     def watch(self, fd: int) -> None:
-        """Have long work interrupted when this descriptor becomes readable."""
-        if self._urgent is None:
-            self._urgent = select.epoll()
-        self._urgent.register(fd, select.EPOLLIN)
-        self._watched.add(fd)
+        """Have long work interrupted when this descriptor becomes readable, if the system has the resources to watch it."""
+        try:
+            if self._urgent is None:
+                self._urgent = select.epoll()
+            self._urgent.register(fd, select.EPOLLIN)
+        except OSError:
+            self._close_unused()
+        else:
+            self._watched.add(fd)
 
     def unwatch(self, fd: int) -> None:
         """Undo `watch`. The descriptor may be closed already."""
@@ -60,7 +64,10 @@ class EndOfTurn:
         self._watched.remove(fd)
         with suppress(OSError):
             self._urgent.unregister(fd)
-        if not self._watched:
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        if self._urgent is not None and not self._watched:
             self._urgent.close()
             self._urgent = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from itertools import pairwise
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import ISystemHandle
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from txamqp.client import Closed
+from zope.interface import implementer
 
 from owsla import __version__
 from owsla.amqp import wire
@@ -18,7 +24,7 @@ from owsla.amqp.methods import BY_NAME, encode_method
 from owsla.amqp.wire import WireError
 from owsla.broker.client import FRAME_MAX, HEADER_MAX, BaseHandler, BrokerError, Credentials, Getter, as_failure
 
-from .fakes import START, BrokerTestCase, Result, Server, deliver, message
+from .fakes import START, BrokerTestCase, Result, Server, Transport, deliver, message
 
 
 class Noter(BaseHandler):
@@ -94,6 +100,16 @@ class OpeningTests(BrokerTestCase):
         server.ready()
         self.assertEqual(server.called("connection.open")[0]["virtual_host"], "/there")
         self.assertIs(ready.value, server.client)
+
+    def test_a_start_that_fails(self) -> None:
+        """An error while the connection begins ends it. Whoever waits for the login is told."""
+        server = Server()
+        ready = Result(server.client.ready)
+        self.patch(server.client, "write", lambda data: 1 / 0)
+        server.client.makeConnection(server.transport)
+        server.clock.advance(0)
+        self.assertTrue(server.transport.aborted)
+        self.assertIsInstance(ready.error, ZeroDivisionError)
 
     def test_version(self) -> None:
         """The version is known after connection.start, if the broker is RabbitMQ."""
@@ -514,6 +530,51 @@ class SendingTests(BrokerTestCase):
         server.client.ack(1, 1, False)
         server.clock.advance(0)
         self.assertEqual(len(server.lost), 1)
+
+
+@implementer(ISystemHandle)
+class SocketTransport(Transport):
+    """Transport in memory that has a socket, too."""
+
+    def __init__(self, clock: Any, sock: socket.socket) -> None:
+        super().__init__(clock)
+        self.socket = sock
+
+    def getHandle(self) -> socket.socket:
+        return self.socket
+
+    def setTcpNoDelay(self, enabled: bool) -> None: ...
+
+
+class UrgentTests(BrokerTestCase):
+    def connect(self, server: Server, *, tls: bool = False) -> socket.socket:
+        """Connect a client over a socket. Return the end of the broker."""
+        ours, theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        server.transport = SocketTransport(server.clock, ours)
+        server.transport.protocol = protocol = server.client
+        if tls:
+            factory = Factory.forProtocol(lambda: server.client)
+            protocol = TLSMemoryBIOFactory(optionsForClientTLS("broker"), True, factory, server.clock).buildProtocol(None)
+            server.transport.protocol = protocol
+        protocol.makeConnection(server.transport)
+        return theirs
+
+    def test_data_of_the_broker(self) -> None:
+        """Data that the broker has sent interrupts long work while it is not read, with and without TLS, until the connection
+        has ended.
+        """
+        for tls in (False, True):
+            server = Server()
+            theirs = self.connect(server, tls=tls)
+            self.assertFalse(server.turn.urgent(), tls)
+            theirs.send(b"a")
+            self.assertTrue(server.turn.urgent())
+            server.client.transport.abortConnection()
+            server.clock.advance(0)
+            self.assertEqual(len(server.lost), 1)
+            self.assertFalse(server.turn.urgent())
 
 
 class HeartbeatTests(BrokerTestCase):

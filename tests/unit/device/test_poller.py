@@ -13,7 +13,18 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from owsla.device.poller import BUSY, HANDSHAKES, LOOK, SLICE, SLICES, TURN, UNINTERRUPTED, HandshakePoller, Poller, SocketSet
+from owsla.device.poller import (
+    BUSY,
+    HANDSHAKE_TURN,
+    LOOK,
+    SLICE,
+    SLICES,
+    TURN,
+    UNINTERRUPTED,
+    HandshakePoller,
+    Poller,
+    SocketSet,
+)
 from owsla.runtime.end_of_turn import EndOfTurn
 
 from ._sockets import Loop, reset, tcp_pair, unix_pair
@@ -238,6 +249,16 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual((self.poller.fileno(), self.loop.readers), (-1, set()))
         self.assertEqual([failure.type for failure in one.lost], [ConnectionLost])
 
+    def test_a_fault_at_the_end(self) -> None:
+        """An exception of one descriptor at the end of the reactor is logged, and the others are told."""
+        bad, good = self.descriptor(), self.descriptor()
+        self.patch(bad, "connectionLost", lambda reason: 1 / 0)
+        for each in (bad, good):
+            self.poller.addReader(each)
+        self.poller.connectionLost(Failure(ConnectionLost()))
+        self.assertEqual(len(good.lost), 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
     def test_reset_in_tcp(self) -> None:
         """With a TCP reset EPOLLERR and EPOLLHUP arrive together with data: a reading descriptor finds out by reading, once."""
         one = Descriptor(tcp_pair())
@@ -423,7 +444,7 @@ class HandshakePollerTests(SynchronousTestCase):
     def test_all_without_interruption(self) -> None:
         """While established devices are silent, a turn handles all handshakes that are ready."""
         for each in self.many(SLICE + 1):
-            each.after_reading = lambda: self.work("handshake", HANDSHAKES / 100)
+            each.after_reading = lambda: self.work("handshake", HANDSHAKE_TURN / 100)
         self.loop.turn()
         self.assertEqual(self.calls, ["handshake"] * (SLICE + 1))
 
@@ -494,7 +515,7 @@ class HandshakePollerTests(SynchronousTestCase):
     def test_a_turn_has_its_time(self) -> None:
         """The time of a turn is limited also without an interruption, since the reactor has other work."""
         for each in self.many(4):
-            each.after_reading = lambda: self.work("handshake", HANDSHAKES / 2)
+            each.after_reading = lambda: self.work("handshake", HANDSHAKE_TURN / 2)
         self.loop.turn()
         self.assertEqual(len(self.calls), 2)
         self.loop.turn()

@@ -89,7 +89,7 @@ class Base(SynchronousTestCase):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in polled(self.connected.poller, self.connected.handshakes):
+        for one in polled(self.connected.poller, self.connected.handshake_poller):
             one.abortConnection()
         self.loop.settle()
         close(self.listener)
@@ -464,7 +464,7 @@ class StampedeTests(Base):
             client.step()
             self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, 6))
-        self.assertEqual(len(polled(self.connected.handshakes)), 2)
+        self.assertEqual(len(polled(self.connected.handshake_poller)), 2)
         for served in range(1, 9):
             self.loop.until(lambda served=served: len(self.registry) == served, clients[served - 1].step)
             self.assertEqual(self.admission.handshaking, min(2, 8 - served))
@@ -496,7 +496,7 @@ class StampedeTests(Base):
         self.listen(max_handshakes=1)
         Client(self.connect()).step()
         self.loop.settle()
-        (stalled,) = polled(self.connected.handshakes)
+        (stalled,) = polled(self.connected.handshake_poller)
         late = Client(self.connect())
         late.step()
         self.loop.settle()
@@ -568,7 +568,7 @@ class StampedeTests(Base):
             for client in clients:
                 client.step()
             for begun in range(1, 5):
-                self.connected.handshakes._take()
+                self.connected.handshake_poller._take()
                 self.assertEqual((self.admission.handshaking, self.admission.waiting), (begun, 0))
         self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
@@ -799,11 +799,11 @@ class StampedeTests(Base):
             client.step()
         self.knock()
         listener._acceptor.doRead()
-        self.assertEqual((self.admission.handshaking, listener.evicted), (2, 0))
+        self.assertEqual((self.admission.waiting, listener.evicted), (2, 0))
         self.knock()
         self.knock()
         listener._acceptor.doRead()
-        self.assertEqual((self.admission.handshaking, listener.evicted), (2, 1))
+        self.assertEqual((self.admission.waiting, listener.evicted), (2, 1))
         self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
 
     def test_all_have_spoken(self) -> None:
@@ -814,7 +814,7 @@ class StampedeTests(Base):
             client.step()
         clients.append(Client(self.knock()))
         listener._acceptor.doRead()
-        self.assertEqual((self.admission.connections, self.admission.handshaking, listener.evicted), (5, 1, 0))
+        self.assertEqual((self.admission.connections, self.admission.waiting, listener.evicted), (5, 2, 0))
         clients[-1].step()
         self.loop.settle()
         self.knock()

@@ -118,6 +118,23 @@ def client_hello(group: int, share: bytes) -> bytes:
     return b"\x16\3\1" + struct.pack(">H", 4 + len(body)) + b"\1" + len(body).to_bytes(3, "big") + body
 
 
+class Stubborn:
+    """OpenSSL connection to a socket that is full at first, for a number of calls."""
+
+    def __init__(self, tls: SSL.Connection, refusals: int) -> None:
+        self.tls = tls
+        self.refusals = refusals
+
+    def do_handshake(self) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise SSL.WantWriteError()
+        self.tls.do_handshake()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tls, name)
+
+
 class Owner:
     """Owner that records its callbacks."""
 
@@ -541,6 +558,26 @@ class TLSTests(Base):
         self.loop.until(lambda: len(client.received) >= len(data), client.step)
         self.assertEqual(client.received, data)
 
+    def test_moved(self) -> None:
+        """After its handshake a connection is watched by the reactor for established ones, with all that it waits for."""
+        established = self.owner.poller = cast(Any, Loop())
+        client = Client(self.peer)
+        client.step()
+        self.transport.doRead()
+        self.transport._stream = Stubborn(self.transport.getHandle(), 1)
+        self.transport.doRead()
+        self.assertEqual((self.loop.readers, self.loop.writers), ({self.transport}, {self.transport}))
+        client.step()
+        self.transport.doRead()
+        self.assertEqual(self.owner.told, ["spoke", "secured"])
+        self.assertEqual((self.loop.readers, self.loop.writers), (set(), set()))
+        self.assertEqual((established.readers, established.writers), ({self.transport}, {self.transport}))
+        self.transport.doWrite()
+        self.assertEqual(established.writers, set())
+        self.transport.abortConnection()
+        established.settle()
+        self.assertEqual(established.readers, set())
+
     def test_data_with_the_last_of_the_handshake(self) -> None:
         """Data in the same segment as the end of the handshake is not lost."""
         client = Client(self.peer)
@@ -644,28 +681,11 @@ class HandshakeTests(HandshakeBase):
     def test_congested_handshake(self) -> None:
         """A handshake whose answer does not fit into the socket continues when there is room."""
         real = self.transport
-
-        class Stubborn:
-            """OpenSSL connection to a socket that is full at first."""
-
-            def __init__(self, tls: SSL.Connection) -> None:
-                self.tls = tls
-                self.refusals = 2
-
-            def do_handshake(self) -> None:
-                if self.refusals:
-                    self.refusals -= 1
-                    raise SSL.WantWriteError()
-                self.tls.do_handshake()
-
-            def __getattr__(self, name: str) -> Any:
-                return getattr(self.tls, name)
-
         client = Client(self.peer)
         client.step()
         self.loop.turn(0.1)
         self.assertEqual(self.owner.told, ["spoke"])
-        real._stream = Stubborn(real.getHandle())
+        real._stream = Stubborn(real.getHandle(), 2)
         self.loop.until(lambda: client.secure and self.lines.transport is not None, client.step)
         self.assertEqual(self.loop.writers, set())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import socket
 from typing import Any, cast
 
@@ -107,3 +109,35 @@ class TurnTests(SynchronousTestCase):
         self.turn.unwatch(fd)
         self.turn.unwatch(fd)
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_several_urgent(self) -> None:
+        """Each watched descriptor interrupts until it is no longer watched, although it stays open and readable."""
+        pairs = [socket.socketpair() for _ in range(2)]
+        for ours, theirs in pairs:
+            self.addCleanup(ours.close)
+            self.addCleanup(theirs.close)
+            self.turn.watch(ours.fileno())
+            theirs.send(b"a")
+        for ours, _ in pairs:
+            self.assertTrue(self.turn.urgent())
+            self.turn.unwatch(ours.fileno())
+        self.assertFalse(self.turn.urgent())
+
+    def test_unwatchable(self) -> None:
+        """A descriptor that the system cannot watch, or has no memory to watch, is not an error: nothing interrupts for it."""
+        with open(__file__, "rb") as file:
+            before = len(os.listdir("/proc/self/fd"))
+            self.turn.watch(file.fileno())
+            self.assertFalse(self.turn.urgent())
+            self.turn.unwatch(file.fileno())
+            self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+
+    def test_no_descriptors(self) -> None:
+        """A process without free descriptors does not interrupt long work."""
+
+        def fail() -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        self.patch(select, "epoll", fail)
+        self.turn.watch(0)
+        self.assertFalse(self.turn.urgent())
