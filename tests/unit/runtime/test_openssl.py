@@ -27,6 +27,18 @@ with tempfile.TemporaryDirectory() as folder:
 """
 """Script that prints whether a device gets a session ticket."""
 
+OTHER_MODULE = """
+import importlib.util
+from importlib.machinery import ModuleSpec
+from owsla.runtime.openssl import load_openssl
+
+def load(file):
+    importlib.util.find_spec = lambda name: file and ModuleSpec(name, None, origin=file)
+    print(load_openssl())
+
+"""
+"""Script with a function that calls `load_openssl` as if the module of cryptography were in another file, or missing."""
+
 LOAD = "from owsla.runtime.openssl import load_openssl\nprint(load_openssl())"
 
 
@@ -50,6 +62,20 @@ class LoadOpenSSLTests(SynchronousTestCase):
             file = Path(folder, "openssl.cnf")
             file.write_text("openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n[c]\nNumTickets = 1\n")
             self.assertEqual(self.output(LOAD + HANDSHAKE, file), ["False", "True"])
+
+    def test_configuration_of_the_system(self) -> None:
+        """A configuration file of the OpenSSL in cryptography's module counts, as does that of an OpenSSL outside of it, which
+        is the system's. Without the module, or without access to it, nothing is loaded.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            module, linked, configured, missing = (Path(folder, name) for name in ("module", "linked", "configured", "missing"))
+            module.write_bytes(b'\0OPENSSLDIR: "%b"\0' % os.fsencode(Path(folder, "nowhere")))
+            configured.write_bytes(b'\0OPENSSLDIR: "%b"\0' % os.fsencode(folder))
+            linked.write_bytes(b"OpenSSL 3.5.4")
+            Path(folder, "openssl.cnf").write_text("")
+            files = [str(configured), str(linked), str(missing), None, str(module)]
+            script = OTHER_MODULE + f"for file in {files!r}:\n    load(file)\n"
+            self.assertEqual(self.output(script), ["False", "False", "False", "False", "True"])
 
     def test_loaded_before(self) -> None:
         """In a process that has imported OpenSSL before, such as another program that uses Owsla, nothing changes."""
