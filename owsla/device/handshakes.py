@@ -82,7 +82,7 @@ class HandshakeScheduler:
             if not transport.startHandshake():
                 admission.gave_up()
             now = self._poller.seconds()
-            if self._poller.turn_is_over(now):
+            if self._poller.serve_established(now):
                 if admission.waiting:
                     self.start_soon()
                 break

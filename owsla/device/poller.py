@@ -345,7 +345,7 @@ class HandshakePoller(SocketSet):
             ready = self._epoll.poll(0, SLICE)
             for one in ready:
                 self._handle((one,))
-                if self.turn_is_over(self.seconds()):
+                if self.serve_established(self.seconds()):
                     return
             if len(ready) < SLICE:
                 return
@@ -362,8 +362,9 @@ class HandshakePoller(SocketSet):
         """Return whether this turn has time left for a handshake."""
         return now < self._ends
 
-    def turn_is_over(self, now: float) -> bool:
-        """Serve the established devices between two handshakes. Return whether others have to wait for the next turn.
+    def serve_established(self, now: float) -> bool:
+        """Serve the established devices between two handshakes, if that is due. Return whether the other handshakes have to
+        wait for the next turn.
 
         Devices are served here, since a turn of the reactor costs as much as a quarter of a handshake.
         """

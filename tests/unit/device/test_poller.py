@@ -394,7 +394,7 @@ class HandshakePollerTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.loop = cast(Any, Loop())
-        self.turn = EndOfTurn(self.loop)
+        self.turn = EndOfTurn(self.loop, self.loop.seconds)
         self.established = Poller(self.loop, self.turn)
         self.handshakes = HandshakePoller(self.loop, self.turn, self.established)
         self.calls: list[str] = []
@@ -455,6 +455,41 @@ class HandshakePollerTests(SynchronousTestCase):
         self.device.after_reading = lambda: self.turn.call_last(lambda: self.calls.append("publish"))
         self.loop.turn()
         self.assertEqual(self.calls, ["publish", "handshake"])
+
+    def test_in_any_order(self) -> None:
+        """The same holds if the reactor reports the handshakes first."""
+        self.many(1)
+        self.device.peer.send(b"a")
+        self.device.after_reading = lambda: self.turn.call_last(lambda: self.calls.append("publish"))
+        self.handshakes.doRead()
+        self.established.doRead()
+        self.loop.advance(0)
+        self.assertEqual(self.calls, ["publish", "handshake"])
+
+    def test_time(self) -> None:
+        """Lines and handshakes have the time at which they are handled, not that at which the turn began."""
+        late: list[float] = []
+
+        def handshake() -> None:
+            late.append(self.loop.seconds() - self.turn.now)
+            self.work("handshake", 0.001)
+            self.device.peer.send(b"a")
+
+        self.device.after_reading = lambda: late.append(self.loop.seconds() - self.turn.now)
+        (one,) = self.many(1)
+        one.after_reading = handshake
+        self.loop.rightNow += 1.0
+        self.handshakes.doRead()
+        self.loop.advance(0)
+        self.assertEqual(late, [0.0, 0.0])
+
+    def test_failed(self) -> None:
+        """If the epoll set fails, its sockets are closed, as by a reactor. None is dropped silently."""
+        (one,) = self.many(1)
+        self.patch(self.handshakes, "begin_turn", lambda: 1 / 0)
+        self.loop.turn()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual((len(one.lost), self.handshakes.fileno()), (1, -1))
 
     def test_a_line_interrupts(self) -> None:
         """A line that arrives during a handshake is handled before the next one. The others are not forgotten."""

@@ -572,6 +572,18 @@ class StampedeTests(Base):
                 self.assertEqual((self.admission.handshaking, self.admission.waiting), (begun, 0))
         self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
+    def test_sets_stay(self) -> None:
+        """While the service runs, connections that come one by one share an epoll set. It is closed with the service."""
+        self.listen()
+        sets = set()
+        for _ in range(2):
+            device = self.device()
+            sets.add((self.connected.poller.fileno(), self.connected.handshake_poller.fileno()))
+            device.close()
+            self.loop.until(lambda: not self.admission.connections)
+        self.assertEqual(sets, {(self.connected.poller.fileno(), self.connected.handshake_poller.fileno())})
+        self.assertNotIn(-1, *sets)
+
     def slowly(self, call: Callable[[SSL.Connection], None], seconds: float = 0.1) -> Callable[[SSL.Connection], None]:
         """Return a function that takes some time, in which no timer is called."""
 

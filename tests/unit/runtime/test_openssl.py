@@ -39,6 +39,21 @@ def load(file):
 """
 """Script with a function that calls `load_openssl` as if the module of cryptography were in another file, or missing."""
 
+PROGRAM = """
+import sys
+from owsla.twistd import main
+
+sys.argv = ["twistd-owsla", "--version"]
+try:
+    main()
+except SystemExit:
+    pass
+"""
+"""Script that runs `twistd-owsla`."""
+
+PLUGIN = "from twisted.plugins.owsla_plugin import owsla\nowsla.options\n"
+"""Script that does what `twistd owsla` does."""
+
 LOAD = "from owsla.runtime.openssl import load_openssl\nprint(load_openssl())"
 
 
@@ -55,6 +70,11 @@ class LoadOpenSSLTests(SynchronousTestCase):
         """A device gets no session ticket in TLS 1.3. Without the defaults it gets some."""
         self.assertEqual(self.output(HANDSHAKE), ["True"])
         self.assertEqual(self.output(LOAD + HANDSHAKE), ["True", "False"])
+
+    def test_programs(self) -> None:
+        """`twistd-owsla` and `twistd owsla` have the defaults."""
+        for script in (PROGRAM, PLUGIN):
+            self.assertEqual(self.output(script + HANDSHAKE)[-1], "False")
 
     def test_configuration_of_the_operator(self) -> None:
         """With OPENSSL_CONF only the file that it names counts."""
