@@ -553,11 +553,11 @@ class UrgentTests(BrokerTestCase):
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
         server.transport = SocketTransport(server.clock, ours)
-        server.transport.protocol = protocol = server.client
+        protocol: Any = server.client
         if tls:
-            factory = Factory.forProtocol(lambda: server.client)
+            factory: Any = Factory.forProtocol(lambda: server.client)
             protocol = TLSMemoryBIOFactory(optionsForClientTLS("broker"), True, factory, server.clock).buildProtocol(None)
-            server.transport.protocol = protocol
+        server.transport.protocol = protocol
         protocol.makeConnection(server.transport)
         return theirs
 

@@ -144,7 +144,7 @@ class PortTests(Base):
         for client in self.clients:
             client.close()
         self.loop.settle()
-        for one in polled(self.connected.poller, self.connected.handshakes):
+        for one in polled(self.connected.poller, self.connected.handshake_poller):
             one.abortConnection()
         self.loop.settle()
         close(self.other)
