@@ -467,7 +467,8 @@ class CourierRole:
         """Find out whether a message is the cause, and begin again with a new connection."""
         code = reason.code if isinstance(reason, BrokerError) else 0
         unconfirmed = self._withdraw()
-        client = self._client
+        # Messages that come before the connection has ended, too, wait for the next one.
+        client, self._client = self._client, None
         if client is not None and client.learn_user(reason):
             pass  # a fence had a wrong user; the next connection knows the name
         elif code == INTERNAL_ERROR and any(is_direct(message.queue) for message in unconfirmed):

@@ -275,9 +275,9 @@ class Publisher(BaseHandler, Generic[M]):
         if tag >= self._next_tag:
             raise WireError(f"the broker answers delivery tag {tag}, which was not published")
         if not multiple:
-            if tag == self._first_tag:
-                self._first_tag = tag + 1
             entry = unconfirmed.pop(tag, None)
+            if tag == self._first_tag:
+                self._first_tag = self._next_unconfirmed(tag)
             return ([], []) if entry is None else ([tag], [entry[0]])
         last = tag or self._next_tag - 1
         tags: Sequence[int] = range(self._first_tag, last + 1)
@@ -286,6 +286,17 @@ class Publisher(BaseHandler, Generic[M]):
         if None in entries:  # some were answered before
             tags = [one for one, entry in zip(tags, entries, strict=True) if entry is not None]
         return tags, [entry[0] for entry in entries if entry is not None]
+
+    def _next_unconfirmed(self, tag: int) -> int:
+        """Return the first tag behind this one that is unconfirmed or not published yet.
+
+        Those between were confirmed out of order, each by itself. Without this step one such tag would stay the first one until
+        a confirm of several, and each return would search from it.
+        """
+        tag += 1
+        while tag < self._next_tag and tag not in self._unconfirmed:
+            tag += 1
+        return tag
 
 
 def _same(published: bytes, returned: bytes) -> bool:

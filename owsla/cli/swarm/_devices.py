@@ -207,7 +207,9 @@ class SimulatedDevices:
             if not data:
                 raise SwarmError("closed by the gateway")
             if self._conversation.greeted(device, data):
-                self._connected(device)
+                self._connected(device, greeted=True)
+                if device.state == UP:
+                    self._reply(device)
         except (SSL.WantReadError, SSL.WantWriteError, BlockingIOError):
             pass
         except SwarmError as error:
@@ -225,7 +227,7 @@ class SimulatedDevices:
         except OSError as error:
             return _tls.failure(error)
 
-    def _connected(self, device: Device) -> None:
+    def _connected(self, device: Device, *, greeted: bool = False) -> None:
         now = clock()
         counts = self._counts
         counts.up += 1
@@ -235,14 +237,14 @@ class SimulatedDevices:
         device.state = UP
         if not self._storm:
             self._queue(device)
-        elif self._plan.resume and self._ticketless < WITHOUT_TICKET:
-            self._ticketing.add(device, now)
-        else:
+        elif not self._plan.resume or self._ticketless >= WITHOUT_TICKET:
             self._close(device)
+        elif not greeted:
+            self._ticketing.add(device, now)
         if self._plan.resume and device.state == UP:
             assert device.tls is not None
-            # Before TLS 1.3 the ticket comes within the handshake.
-            if device.tls.get_protocol_version_name() != "TLSv1.3":
+            # Before TLS 1.3 the ticket comes within the handshake, and in TLS 1.3 before the answer to a greeting.
+            if greeted or device.tls.get_protocol_version_name() != "TLSv1.3":
                 self._keep_session(device)
 
     def _keep_session(self, device: Device) -> None:

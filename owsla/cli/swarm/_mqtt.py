@@ -77,11 +77,14 @@ def published(packet: Packet) -> tuple[bytes, bytes]:
     return body[after : after + size], body[after + size :]
 
 
-def refusal(packet: Packet) -> str | None:
-    """Return why the server refuses a CONNECT or SUBSCRIBE with this packet, or `None` if it accepts it."""
-    if packet.kind == CONNACK and len(packet.body) == 2:
+def refusal(packet: Packet, expected: int) -> str | None:
+    """Return why the server refuses a CONNECT or SUBSCRIBE with this packet, or `None` if it accepts it.
+
+    `expected` is `CONNACK` or `SUBACK`.
+    """
+    if packet.kind == expected == CONNACK and len(packet.body) == 2:
         return f"MQTT: connection refused with return code {packet.body[1]}" if packet.body[1] else None
-    if packet.kind == SUBACK and len(packet.body) == 3:
+    if packet.kind == expected == SUBACK and len(packet.body) == 3:
         return None if packet.body[2] == 1 else f"MQTT: subscription refused with return code {packet.body[2]}"
     return f"MQTT: a packet of type {packet.kind} before the connection was accepted"
 

@@ -27,18 +27,18 @@ class MQTTConversation(Conversation):
     def greeted(self, device: Device, data: bytes) -> bool:
         """Take bytes with CONNACK and SUBACK, and return whether both have come. Raise `SwarmError` for a refusal."""
         data = device.rest + data
-        expected = 1 + self._listens
+        expected = (_mqtt.CONNACK, _mqtt.SUBACK) if self._listens else (_mqtt.CONNACK,)
         try:
             packets, rest = _mqtt.split(data)
-            for packet in packets[:expected]:
-                problem = _mqtt.refusal(packet)
+            for packet, kind in zip(packets, expected, strict=False):
+                problem = _mqtt.refusal(packet, kind)
                 if problem is not None:
                     raise SwarmError(problem)
-            if len(packets) < expected:
+            if len(packets) < len(expected):
                 device.rest = data
                 return False
             device.rest = rest
-            self._take(device, packets[expected:])
+            self._take(device, packets[len(expected) :])
         except _mqtt.MalformedPacket as error:
             raise SwarmError(_malformed(error)) from None
         return True
@@ -67,10 +67,11 @@ class MQTTConversation(Conversation):
         return replies
 
     def _take(self, device: Device, packets: list[_mqtt.Packet]) -> None:
+        self._replies.clear()  # those of a device whose packets were malformed
         lines = []
         acked = device.acked
         for packet in packets:
-            if packet.kind == _mqtt.PUBACK:
+            if packet.kind == _mqtt.PUBACK and len(packet.body) == 2:
                 acked += 1
             elif packet.kind == _mqtt.PUBLISH:
                 identifier, line = _mqtt.published(packet)

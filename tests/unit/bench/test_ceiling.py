@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from bench.c_program import MeasurementError, build
+from tests import is_required
 
 ID = b"5eed0000-0000-4000-8000-000000000001"
 
@@ -32,6 +33,8 @@ class DecoderTests(SynchronousTestCase):
             cls.program = build(cls.folder)
         except MeasurementError as error:
             shutil.rmtree(cls.folder)
+            if is_required("LIBRABBITMQ"):
+                raise AssertionError(f"OWSLA_REQUIRE_LIBRABBITMQ=1: {error}") from None
             raise SkipTest(str(error)) from None
 
     @classmethod

@@ -883,6 +883,23 @@ class PlainForwardTests(Base):
         self.connect()
         self.assertEqual(self.taken(), [])
 
+    def test_between_channel_and_connection(self) -> None:
+        """Messages that come after the end of the channel, and before that of its connection, wait for the next connection. An
+        error would end the consumer that delivered them.
+        """
+        for code in (320, 404, 406):
+            self.server.close_channel(PUBLISH_CHANNEL, code, "no")
+            self.assertEqual(self.forward(code), [])
+            self.courier.record(self.source.letter(code + 1, body=b"%d" % (code + 1)), "late")
+            self.courier.report(self.source.letter(9, reply_to=b"answers"), "delivered")
+            self.assertEqual(self.taken(), [])
+            self.courier.down()
+            self.connect()
+            again = self.taken()
+            self.assertEqual([one.body for one in again], [b"%d" % code, b"%d" % (code + 1), b""])
+            self.server.ack(PUBLISH_CHANNEL, 3, True)
+        self.assertEqual(sorted(self.source.finished), [320, 321, 404, 405, 406, 407])
+
     def test_a_channel_error(self) -> None:
         """When the channel is closed over a message, plain forwards are suspects like all others: the culprit is recorded."""
         self.forward(1, 2, 3)

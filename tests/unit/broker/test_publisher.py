@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -176,6 +178,26 @@ class PublisherTests(BrokerTestCase):
             self.policy.calls, [*single, ("confirmed", (["b", "f"], [])), ("confirmed", (["g"], [])), ("refused", ["h"])]
         )
         self.assertEqual(len(self.publisher), 0)
+
+    def test_confirmed_one_by_one(self) -> None:
+        """Messages that were confirmed one by one, some out of order, cost nothing later: a confirm of several takes no memory
+        for them.
+        """
+        self.publish("a", "b")
+        self.server.ack(1, 2)
+        self.server.ack(1, 1)
+        many = 20_000
+        for tag in range(3, 3 + many):
+            self.publisher.publish("m", "queue", b"\0\0", b"")
+            self.publisher.confirmed(tag, False)
+        self.server.take()
+        self.publish("last")
+        tracemalloc.start()
+        self.publisher.confirmed(0, True)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        self.assertEqual(self.policy.calls[-1], ("confirmed", (["last"], [])))
+        self.assertLess(peak, many)
 
     def test_returned_without_a_message(self) -> None:
         """A return for a queue that nothing was published to is an error of the broker."""

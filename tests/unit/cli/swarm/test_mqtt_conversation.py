@@ -16,6 +16,7 @@ from owsla.cli.swarm._planning import plan
 
 CONNACK = b"\x20\x02\x00\x00"
 SUBACK = b"\x90\x03\x00\x01\x01"
+ANSWER = b"\x32\x10\x00\x09answers/3\x00\x013 0"
 
 
 class ConversationTests(SynchronousTestCase):
@@ -40,10 +41,9 @@ class ConversationTests(SynchronousTestCase):
         self.device.state = UP
         self.assertEqual(conversation.next_lines(self.device, None, 1), _mqtt.publish(3, 0, b"3 0"))
         self.assertFalse(conversation.may_send(self.device))
-        answer = b"\x32\x10\x00\x09answers/3\x00\x013 0"
-        self.assertIsNone(conversation.received(self.device, b"\x40\x02\x00\x01" + answer[:5]))
+        self.assertIsNone(conversation.received(self.device, b"\x40\x02\x00\x01" + ANSWER[:5]))
         self.assertTrue(conversation.unfinished(self.device))
-        self.assertIsNone(conversation.received(self.device, answer[5:]))
+        self.assertIsNone(conversation.received(self.device, ANSWER[5:]))
         self.assertEqual(conversation.replies(self.device), _mqtt.puback(b"\x00\x01"))
         self.assertEqual(conversation.replies(self.device), b"")
         self.assertEqual((self.measured.counts.acked, self.measured.counts.answers.answers), (1, 1))
@@ -76,5 +76,25 @@ class ConversationTests(SynchronousTestCase):
 
     def test_malformed(self) -> None:
         """Malformed packets, and those of another type, end the connection with a reason."""
-        for data in (b"\x30\xff\xff\xff\xff\x01", b"\xd0\x00", b"\x32\x02\x00\x09"):
+        for data in (b"\x30\xff\xff\xff\xff\x01", b"\xd0\x00", b"\x32\x02\x00\x09", b"\x40\x00", b"\x40\x03\x00\x01\x00"):
             self.assertIn("malformed", self.begin("echo").received(self.device, data) or "")
+
+    def test_order_of_acceptance(self) -> None:
+        """CONNACK is the first packet, SUBACK the second: a device is not ready after two of the one, or the wrong order."""
+        for answer in (CONNACK + CONNACK, SUBACK + CONNACK, SUBACK + SUBACK, SUBACK):
+            with self.assertRaises(SwarmError) as caught:
+                self.begin("echo").greeted(self.device, answer)
+            self.assertIn("before the connection was accepted", str(caught.exception))
+
+    def test_replies_of_another(self) -> None:
+        """A device acknowledges its own messages only: not those of one whose packets were malformed."""
+        conversation = self.begin("echo")
+        self.assertIn("malformed", conversation.received(self.device, ANSWER + b"\xd0\x00") or "")
+        self.assertIsNone(conversation.received(self.device, b""))
+        self.assertEqual(conversation.replies(self.device), b"")
+
+    def test_message_with_the_acceptance(self) -> None:
+        """A message that comes with SUBACK is acknowledged, too."""
+        conversation = self.begin("echo")
+        self.assertTrue(conversation.greeted(self.device, CONNACK + SUBACK + ANSWER))
+        self.assertEqual(conversation.replies(self.device), _mqtt.puback(b"\x00\x01"))
