@@ -92,3 +92,37 @@ async def _compare(client: BrokerClient, number: int, queue: str, arguments: Map
         return channel_refusal(closed)
     await client.end_channel(number)
     return None
+
+
+async def counts_returns(client: BrokerClient, channel: int, queue: str) -> bool:
+    """Return whether an existing queue may be a quorum queue with a delivery limit.
+
+    The limit of a policy does not show here. In RabbitMQ 4 a queue that was declared without a limit (-1) has none. In earlier
+    versions a policy may have set one, so the answer is true; and 3.10 treats -1 as a limit that the first return exceeds.
+    """
+    if await _find_type(client, channel, queue) not in (None, "quorum"):
+        return False
+    if client.rabbitmq < (4, 0):
+        return True
+    arguments = await read_arguments(client, channel, queue, {"x-queue-type": "quorum"})
+    return arguments is None or arguments.get("x-delivery-limit") != -1
+
+
+async def _find_type(client: BrokerClient, channel: int, queue: str) -> str | None:
+    """Return the type of an existing queue, or `None` for a user who may not configure it.
+
+    RabbitMQ compares some arguments before the type. A queue that differs in anything else than its arguments, as one that is
+    not durable, is a classic one.
+    """
+    arguments: dict[str, Any] = {"x-queue-type": "classic"}
+    for _ in range(MOST_DIFFERENCES):
+        refusal = await _compare(client, channel, queue, arguments)
+        if refusal is not None and refusal.code == ACCESS_REFUSED:
+            return None
+        adopted = None if refusal is None else without_difference(arguments, refusal)
+        if adopted is None:
+            break
+        arguments = adopted
+        if arguments.get("x-queue-type") != "classic":
+            break
+    return str(arguments.get("x-queue-type", "classic"))

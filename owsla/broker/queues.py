@@ -21,20 +21,14 @@ NODE_QUEUE_EXPIRES: Final = 30 * 60 * 1000
 Much longer than --node-grace, so that confirmed forwards wait for the node during any restart of the broker.
 """
 
-_QUORUM = re.compile(r"current is .*quorum")
-"""Type of the existing queue in the text of PRECONDITION_FAILED (RabbitMQ 3.8 to 4.0)."""
-
-_STREAM = re.compile(r"inequivalent arg 'x-queue-type' .*current is .*'stream'")
-"""Existing stream in the text of PRECONDITION_FAILED, for a declaration with another type (RabbitMQ 3.10 to 4.0)."""
-
 _STREAM_CONSUMED = re.compile(r"of queue type rabbit_stream_queue\b")
 """Stream in the text of PRECONDITION_FAILED, for a consumer with an argument that streams lack (RabbitMQ 3.10 to 4.0)."""
 
 NO_STREAM: Final[Mapping[str, Any]] = MappingProxyType({"x-priority": 0})
-"""Argument of a consumer that RabbitMQ refuses for a stream. For other queues it is the default.
+"""Argument of a consumer that RabbitMQ refuses for a stream. For other queues it is the default."""
 
-A user without permission to configure a queue cannot learn its type from a declaration.
-"""
+_NO_CONSUMER: Final[Mapping[str, Any]] = MappingProxyType({"x-priority": "none"})
+"""Argument of a consumer that RabbitMQ refuses for any queue, since a priority is an integer."""
 
 _OTHER_TYPE = re.compile(r"inequivalent arg 'type'")
 """Difference of an existing exchange in the text of PRECONDITION_FAILED (RabbitMQ 3.10 to 4.0)."""
@@ -142,16 +136,41 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
         return
     except Closed as closed:
         error = channel_refusal(closed)
-        if queue.consumed and _is_stream(error):
-            raise consumed_stream(queue.name) from None
         if error.code not in (ACCESS_REFUSED, PRECONDITION_FAILED):
             raise error from None
+    if queue.consumed and await is_stream(client, channel, queue.name):
+        raise consumed_stream(queue.name)
     try:
         await _declare(client, channel, queue, passive=True)
     except Closed as closed:
         channel_refusal(closed)
         raise error from None
     warn(f"the queue {queue.name} is used as it is: {error}")
+
+
+async def is_stream(client: BrokerClient, channel: int, queue: str) -> bool | None:
+    """Return whether an existing queue is a stream, or `None` for a user who may not read it.
+
+    The refusal of a consumer tells. That of a declaration does not: it names the first argument that differs, and RabbitMQ
+    compares the size limit of a stream before its type.
+    """
+    refusal = await probe_consumer(client, channel, queue)
+    if refusal is None:
+        return False
+    return None if refusal.code == ACCESS_REFUSED else is_stream_consumed(refusal)
+
+
+async def probe_consumer(client: BrokerClient, channel: int, queue: str) -> BrokerError | None:
+    """Consume a queue with an invalid argument, on a temporary channel of this number. Return the refusal, or `None` from a
+    broker that does not look at the argument. It is 403 without permission to read.
+    """
+    try:
+        opened = await client.open_channel(channel, BaseHandler())
+        await opened.basic_consume(queue=queue, arguments=dict(_NO_CONSUMER))
+    except Closed as closed:
+        return channel_refusal(closed)
+    await client.end_channel(channel)
+    return None
 
 
 def is_stream_consumed(refusal: BrokerError) -> bool:
@@ -207,39 +226,3 @@ def declared_arguments(client: BrokerClient, queue: Queue) -> dict[str, Any]:
     """Return the arguments with which a queue is declared on this broker, where classic queues are the default."""
     unlimited = "x-queue-type" in queue.arguments and _may_be_unlimited(client, queue)
     return {**queue.arguments, **(UNLIMITED if unlimited else {})}
-
-
-async def counts_returns(client: BrokerClient, channel: int, queue: str) -> bool:
-    """Return whether an existing queue may be a quorum queue with a delivery limit.
-
-    AMQP has no query for this. A declaration with another type is refused with a text that names the type of the queue. The
-    limit can be tested in the same way in RabbitMQ 4 and later. In earlier versions a policy may have set one, so the answer is
-    true; and 3.10 treats -1 as a limit that the first return exceeds.
-    """
-    different = await _refused(client, channel, Queue(queue, {"x-queue-type": "classic"}))
-    if different is None or (different.code == PRECONDITION_FAILED and not _QUORUM.search(different.text)):
-        return False
-    if client.rabbitmq < (4, 0):
-        return True
-    return await _refused(client, channel, Queue(queue, {"x-queue-type": "quorum", "x-delivery-limit": -1})) is not None
-
-
-async def is_stream(client: BrokerClient, channel: int, queue: str) -> bool | None:
-    """Return whether an existing queue is a stream, or `None` for a user who may not configure it: AMQP does not tell then."""
-    refusal = await _refused(client, channel, Queue(queue, {"x-queue-type": "classic"}))
-    if refusal is not None and refusal.code == ACCESS_REFUSED:
-        return None
-    return refusal is not None and _is_stream(refusal)
-
-
-def _is_stream(refusal: BrokerError) -> bool:
-    return refusal.code == PRECONDITION_FAILED and _STREAM.search(refusal.text) is not None
-
-
-async def _refused(client: BrokerClient, channel: int, queue: Queue) -> BrokerError | None:
-    """Declare a queue as a test. Return the error with which the broker refuses it, or `None`."""
-    try:
-        await _declare(client, channel, queue, passive=False)
-    except Closed as closed:
-        return channel_refusal(closed)
-    return None

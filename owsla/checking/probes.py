@@ -80,13 +80,7 @@ class Probes:
 
     async def consume(self, queue: str) -> BrokerError | None:
         """Consume a queue with an invalid argument: 403 without permission to read."""
-        try:
-            channel = await self._client.open_channel(_CHANNEL, BaseHandler())
-            await channel.basic_consume(queue=queue, arguments={"x-priority": "none"})
-        except Closed as closed:
-            return channel_refusal(closed)
-        await self._client.end_channel(_CHANNEL)
-        return None
+        return await topology.probe_consumer(self._client, _CHANNEL, queue)
 
     async def declare_fanout(self, exchange: str) -> BrokerError | None:
         """Declare a fanout exchange with an invalid argument: 403 without permission to configure."""

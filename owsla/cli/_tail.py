@@ -18,6 +18,7 @@ from ..amqp.methods import encode_method
 from ..amqp.wire import WireError
 from ..batch_format import HEADER, BatchError, decode
 from ..broker import queues
+from ..broker.arguments import counts_returns
 from ..broker.client import BaseHandler, BrokerClient, BrokerError, Getter
 from ..broker.queue_state import inspect_queue
 from ..runtime.end_of_turn import EndOfTurn
@@ -303,7 +304,7 @@ class Peek(Getter):
         if await queues.is_stream(client, SCRATCH, self._queue):
             self._session.finish(1, f"{self._queue} is a stream, which is read from a position: {OFFSETS}")
             return
-        self._counted = await queues.counts_returns(client, SCRATCH, self._queue)
+        self._counted = await counts_returns(client, SCRATCH, self._queue)
         if self._counted and not self._force:
             self._session.finish(
                 1,

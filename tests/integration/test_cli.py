@@ -287,7 +287,7 @@ async def test_peek_at_a_quorum_queue(rabbitmq: RabbitMQ, lab: Lab, commands: Co
     name = f"quorum-{secrets.token_hex(4)}"
     where = ["--broker", rabbitmq.url, "--from-device", name]
     backend = await lab.backend(rabbitmq.url)
-    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2}
+    arguments = {"x-queue-type": "quorum", "x-delivery-limit": 2, "x-max-length": 1000}  # compared before the type
     await backend.call(lambda channel: channel.queue_declare(name, durable=True, arguments=arguments))
     for number in range(3):
         await backend.publish(name, b"%d" % number, {})

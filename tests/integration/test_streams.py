@@ -289,12 +289,15 @@ async def test_super_stream(node: RabbitMQ, lab: Lab, batch: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", ".nodes"])
+@pytest.mark.parametrize("limits", [{}, {"max_length_bytes": 1_000_000}], ids=["", "limited"])
 @reactor_test
-async def test_consumed_stream(node: RabbitMQ, lab: Lab, suffix: str) -> None:
-    """A stream that Owsla would consume is refused with one line: each of its consumers would deliver every message."""
+async def test_consumed_stream(node: RabbitMQ, lab: Lab, suffix: str, limits: dict[str, int]) -> None:
+    """A stream that Owsla would consume is refused with one line: each of its consumers would deliver every message. RabbitMQ
+    compares the size limit of a stream before its type.
+    """
     backend = await lab.backend(node.url)
     name = f"commands{suffix}"
-    await declare(backend, name)
+    await declare(backend, name, **limits)
     owsla = lab.new_owsla(broker=node.url, to_device="commands")
     owsla.launch()
     text = f"the queue {name} is a stream, which Owsla cannot consume"
@@ -379,7 +382,7 @@ async def test_tail(node: RabbitMQ, lab: Lab, commands: Commands) -> None:
     """`owsla tail --offset` shows the lines of a stream from a position on, also through a restart of the broker. Without a
     position it says how to read a stream. A queue is not read in this way.
     """
-    gateway = await lab.gateway(node.url, backend=False, from_device_argument="x-queue-type=stream", device_ack="ACK {seq}")
+    gateway = await lab.gateway(node.url, backend=False, from_device_argument=LIMITED, device_ack="ACK {seq}")
     devices = [await lab.device(gateway)]
     await send(devices, 0, 3)
     await acknowledged(devices[0], 2)

@@ -11,6 +11,7 @@ from typing import Final
 from ...errors import ConfigError
 from .._values import number, port, whole_number
 from ._lines import DEFAULT
+from ._mqtt import IN_FLIGHT
 from ._plan import IN_FLIGHT_AT_A_RATE, MODES, PROTOCOLS, PROXY_VERSIONS
 
 DESCRIPTION: Final = """\
@@ -175,8 +176,9 @@ def _add_load(command: argparse.ArgumentParser) -> None:
         "--in-flight",
         metavar="N",
         type=_count(0),
-        help="maximum number of lines of a connection that wait for an answer, or with --device-ack for its "
-        f"acknowledgement; 0: no limit (echo: 1, or {IN_FLIGHT_AT_A_RATE} with --rate, and at least --burst; else 0)",
+        help="maximum number of lines of a connection that wait for an answer, or in a flood with --device-ack or --protocol "
+        f"mqtt for their acknowledgement; 0: no limit (echo: 1, or {IN_FLIGHT_AT_A_RATE} with --rate; flood with --protocol "
+        f"mqtt: {IN_FLIGHT}; both at least --burst; else 0)",
     )
     what.add_argument(
         "--seconds", metavar="SECONDS", type=number(0.001), default=10.0, help="duration once all are connected (10)"

@@ -130,7 +130,7 @@ class Server:
         self.silent: set[str] = set()
         self.refusals: dict[tuple[str, bool], tuple[int, str]] = {}
         """(queue or exchange, passive) → (code, text) that answers its declaration; ("bind " and queue, False) the binding,
-        and ("delete " and queue, False) the deletion."""
+        ("delete " and queue, False) the deletion, and ("consume " and queue, False) a consumer."""
         self.found: dict[str, tuple[int, int]] = {}
         """Queue → (messages, consumers) that answers its declaration; none and none by default."""
         self.heartbeats = 0
@@ -251,6 +251,9 @@ class Server:
             self.send(
                 channel, "queue.declare-ok", queue=fields["queue"], message_count=messages, consumer_count=consumers
             )
+        elif method.name == "basic.consume" and (f"consume {fields['queue']}", False) in self.refusals:
+            code, text = self.refusals[f"consume {fields['queue']}", False]
+            self.close_channel(channel, code, text)
         elif method.name == "basic.consume":
             self.send(channel, "basic.consume-ok", consumer_tag=fields["consumer_tag"])
         elif method.name == "basic.cancel":

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 from txamqp.client import Closed
 
-from owsla.broker.arguments import MOST_DIFFERENCES, read_arguments, without_difference
+from owsla.broker.arguments import MOST_DIFFERENCES, counts_returns, read_arguments, without_difference
 from owsla.broker.client import BrokerError
 
 from .fakes import BrokerTestCase, ComparingServer, Result, Server
@@ -101,3 +101,47 @@ class ReadArgumentsTests(BrokerTestCase):
         result = self.read(server, {})
         server.drop()
         self.assertIsInstance(result.error, Closed)
+
+
+class ReturnsTests(BrokerTestCase):
+    def counts(self, server: Server) -> object:
+        result = Result(counts_returns(server.client, 9, "q"))
+        server.settle()
+        self.assertFalse(server.transport.ended)
+        return result.value
+
+    def test_by_type(self) -> None:
+        """A quorum queue counts returns, unless RabbitMQ 4 reports that it was declared without a limit, whatever other
+        arguments it has. Nothing is declared.
+        """
+        quorum = {"x-queue-type": "quorum"}
+        for version, arguments, counts in (
+            ("3.10.8", {"x-queue-type": "classic"}, False),
+            ("4.0.5", {"x-queue-type": "classic", "x-max-length": 5}, False),
+            ("4.0.5", {"x-queue-type": "stream", "x-max-length-bytes": 5}, False),
+            ("3.10.8", quorum, True),
+            ("3.10.8", {**quorum, "x-delivery-limit": -1}, True),
+            ("3.10.8", {**quorum, "x-max-length": 5, "x-dead-letter-exchange": ""}, True),
+            ("4.0.5", {**quorum, "x-max-length": 5}, True),
+            ("4.0.5", {**quorum, "x-delivery-limit": 20}, True),
+            ("4.0.5", {**quorum, "x-delivery-limit": -1}, False),
+            ("4.0.5", {**quorum, "x-delivery-limit": -1, "x-max-length": 5}, False),
+        ):
+            server = ComparingServer({"q": dict(arguments)}, version)
+            self.assertIs(self.counts(server), counts, (version, arguments))
+            for call in server.called("queue.declare"):
+                self.assertTrue({"x-max-age", "x-max-priority"} & call["arguments"].keys())
+
+    def test_unknown(self) -> None:
+        """A queue counts returns if the broker does not tell its arguments, unless it differs in anything else: quorum queues
+        are all durable.
+        """
+        durable = "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'q' in vhost '/': received 'true' but current is"
+        for code, text, counts in (
+            (403, "ACCESS_REFUSED - no", True),
+            (406, f"{durable} 'false'", False),
+            (405, "RESOURCE_LOCKED - no", False),
+        ):
+            server = Server().ready()
+            server.refusals["q", False] = code, text
+            self.assertIs(self.counts(server), counts)

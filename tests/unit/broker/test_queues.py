@@ -12,6 +12,8 @@ from owsla.broker.queues import Exchange, Queue
 
 from .fakes import BrokerTestCase, ComparingServer, Result, Server
 
+STREAM = "PRECONDITION_FAILED - invalid arg 'x-priority' for queue 'q' in vhost '/' of queue type rabbit_stream_queue"
+
 
 class DeclareTests(BrokerTestCase):
     def setUp(self) -> None:
@@ -87,27 +89,6 @@ class DeclareTests(BrokerTestCase):
             self.assertIsNone(self.declare(queue).failure)
             self.assertEqual(self.warnings, [])
 
-    def test_counts_returns(self) -> None:
-        """A quorum queue counts returns, unless RabbitMQ 4 reports that it was declared without a limit; also one whose
-        arguments the broker does not report.
-        """
-        classic = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'quorum' in vhost '/': received none but"
-        quorum = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'classic' but"
-        for code, text, counts in (
-            (0, "", False),
-            (406, f"{classic} current is the value '5' of type 'signedint'", False),
-            (406, f"{quorum} current is 'quorum'", True),
-            (406, f"{quorum} current is the value 'quorum' of type 'longstr'", True),
-            (403, "ACCESS_REFUSED - no", True),
-        ):
-            self.server = Server().ready()
-            if code:
-                self.server.refusals["q", False] = (code, text)
-            result = Result(topology.counts_returns(self.server.client, 9, "q"))
-            self.server.settle()
-            self.assertIs(result.value, counts)
-            self.assertFalse(self.server.transport.ended)
-
     def test_used_as_it_is(self) -> None:
         """A queue that exists with other arguments, or that Owsla must not declare, is checked passively, with a warning."""
         for code, text in ((406, "PRECONDITION_FAILED - inequivalent arg"), (403, "ACCESS_REFUSED - no")):
@@ -123,15 +104,17 @@ class DeclareTests(BrokerTestCase):
             self.assertFalse(self.server.transport.ended)
 
     def test_consumed_stream(self) -> None:
-        """A stream is not used as it is if Owsla would consume it: each consumer would get each message."""
-        for text in (
-            "received none but current is the value 'stream' of type 'longstr'",
-            "received 'classic' but current is 'stream'",
+        """A stream is not used as it is if Owsla would consume it: each consumer would get each message. That it is one shows
+        whatever argument of it RabbitMQ finds different first, and also for a user who may not declare it.
+        """
+        different = "PRECONDITION_FAILED - inequivalent arg '{}' for queue 'q' in vhost '/': received none but current is {}"
+        for code, text in (
+            (406, different.format("x-queue-type", "the value 'stream' of type 'longstr'")),
+            (406, different.format("x-max-length-bytes", "'1000'")),
+            (403, "ACCESS_REFUSED - no"),
         ):
-            self.server.refusals["q", False] = (
-                406,
-                f"PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q': {text}",
-            )
+            self.server.refusals["q", False] = code, text
+            self.server.refusals["consume q", False] = 406, STREAM
             self.assertIsNone(self.declare(Queue("q")).failure)
             self.assertEqual(len(self.warnings), 1)
             self.warnings.clear()
@@ -139,6 +122,28 @@ class DeclareTests(BrokerTestCase):
             self.assertIsInstance(error, BrokerError)
             self.assertIn("the queue q is a stream, which Owsla cannot consume", str(error))
             self.assertEqual(self.warnings, [])
+            for other in ((403, "ACCESS_REFUSED - no"), (406, STREAM.replace("stream", "quorum")), (404, "NOT_FOUND - no")):
+                self.server.refusals["consume q", False] = other
+                self.assertIsNone(self.declare(Queue("q", consumed=True)).failure)
+                self.assertIn("used as it is", self.warnings.pop())
+
+    def test_is_stream(self) -> None:
+        """A stream is told from other queues by the refusal of a consumer with an invalid argument, which consumes nothing."""
+        for refusal, expected in (
+            ((406, STREAM), True),
+            ((406, STREAM.replace("stream", "classic")), False),
+            ((406, "PRECONDITION_FAILED - invalid arg 'x-priority' for queue 'q' in vhost '/': \"expected integer\""), False),
+            ((405, "RESOURCE_LOCKED - no"), False),
+            ((403, "ACCESS_REFUSED - no"), None),
+            (None, False),
+        ):
+            self.server.refusals = {} if refusal is None else {("consume q", False): refusal}
+            result = Result(topology.is_stream(self.server.client, 9, "q"))
+            self.server.settle()
+            self.assertIs(result.value, expected)
+            self.assertEqual(self.server.called("basic.consume")[-1]["arguments"], {"x-priority": "none"})
+        self.assertEqual(self.server.calls[-1][:2], (9, "channel.close"))
+        self.assertEqual(self.server.called("queue.declare"), [])
 
     def test_neither_there_nor_ours(self) -> None:
         """A missing queue that Owsla must not declare fails with the first reason."""
