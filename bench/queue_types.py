@@ -111,8 +111,9 @@ def report(results: Results, options: argparse.Namespace, load: Sequence[float])
         "runs.",
         f"    {command_line()}",
         table(heads, rows),
-        "The ratios are medians of the ratios to the classic queue with a message for each line, in the same run. *ms to the "
-        "confirm*: mean of a sample of lines, without the time that a batch waits to be filled. RabbitMQ's CPU contains the "
+        "Each number is a median by itself, so gateway and RabbitMQ do not add up to *together*. The ratios are medians of the "
+        "ratios to the classic queue with a message for each line, in the same run. *ms to the confirm*: mean of a sample of "
+        "lines, without the time that a batch waits to be filled. RabbitMQ's CPU contains the "
         "delivery to one back end. Quorum queues and streams are on one node: replicas would add their costs on other hosts.",
     ]
     wrong = [f"- {each['system']}, run {each['run']}: {each.get('note') or each['reason']}" for each in results.notes]
