@@ -63,15 +63,15 @@ class AckTracker:
         """Number of finished tags that are not acknowledged yet, and were behind an unfinished one when they finished."""
         return len(self._ahead)
 
-    def take(self, *, alone: bool = True) -> tuple[int, list[int]]:
+    def take(self, *, individually: bool = True) -> tuple[int, list[int]]:
         """Return the tag to acknowledge cumulatively (0: none), and the tags to acknowledge individually: none of them unless
-        `alone`.
+        `individually`.
         """
         top, self._top = self._top, 0
         if not self._ahead:
             return top, []
         held = next(iter(self._held), self._high + 1)
-        if held == self._before and not alone:
+        if held == self._before and not individually:
             return top, []
         self._before = held
         ahead = sorted(self._ahead)
@@ -79,7 +79,7 @@ class AckTracker:
         contiguous = bisect(ahead, held)
         if contiguous:
             top = max(top, ahead[contiguous - 1])
-        if not alone:
+        if not individually:
             self._ahead = ahead[contiguous:]
             return top, []
         self._ahead = []

@@ -20,12 +20,12 @@ from .client import BaseHandler, BrokerClient, BrokerError, channel_refusal
 from .own_queue import NodeNotice
 from .recent_writes import RecentWrites
 
-ALONE_DELAY: Final = 0.02
-"""Seconds after which a finished message is acknowledged alone, because an earlier one is not finished. A confirm of a forward
-mostly takes less."""
+INDIVIDUAL_DELAY: Final = 0.02
+"""Seconds after which a finished message is acknowledged individually, if an earlier one is still not finished. A confirm of a
+forward mostly takes less."""
 
-ALONE_SHARE: Final = 8
-"""Messages that wait for that use an eighth of the prefetch at most."""
+INDIVIDUAL_SHARE: Final = 8
+"""Share of the prefetch, as a divisor, from which on finished messages behind an unfinished one are acknowledged at once."""
 
 
 class Consumer(BaseHandler):
@@ -37,12 +37,12 @@ class Consumer(BaseHandler):
 
     __slots__ = (
         "_acks",
-        "_alone_call",
         "_channel",
         "_client",
         "_clock",
         "_delivered",
         "_flushing",
+        "_individual_call",
         "_lost",
         "_router",
         "_stopping",
@@ -84,7 +84,7 @@ class Consumer(BaseHandler):
         self._acks = AckTracker()
         self._delivered = 0  # tag of the last delivery
         self._flushing = False
-        self._alone_call: DelayedCall | None = None
+        self._individual_call: DelayedCall | None = None
         self._tags: list[str] = []
         self._written = RecentWrites(0)
         self._stopping = False
@@ -173,17 +173,17 @@ class Consumer(BaseHandler):
 
     def _flush(self) -> None:
         self._flushing = False
-        self._acknowledge(alone=self._stopping or self._acks.ahead >= self.prefetch // ALONE_SHARE)
-        if self._acks.ahead and self._alone_call is None and self.open:
-            self._alone_call = self._clock.callLater(ALONE_DELAY, self._flush_alone)
+        self._acknowledge(individually=self._stopping or self._acks.ahead >= self.prefetch // INDIVIDUAL_SHARE)
+        if self._acks.ahead and self._individual_call is None and self.open:
+            self._individual_call = self._clock.callLater(INDIVIDUAL_DELAY, self._flush_individually)
 
-    def _flush_alone(self) -> None:
-        self._alone_call = None
-        self._acknowledge(alone=True)
+    def _flush_individually(self) -> None:
+        self._individual_call = None
+        self._acknowledge(individually=True)
 
-    def _acknowledge(self, *, alone: bool) -> None:
+    def _acknowledge(self, *, individually: bool) -> None:
         if self.open:
-            top, beyond = self._acks.take(alone=alone)
+            top, beyond = self._acks.take(individually=individually)
             if top:
                 self._client.ack(self._channel, top, True)
             for tag in beyond:
@@ -196,9 +196,9 @@ class Consumer(BaseHandler):
         self._end(str(reason.value))
 
     def _end(self, reason: str) -> None:
-        if self._alone_call is not None:
-            self._alone_call.cancel()
-            self._alone_call = None
+        if self._individual_call is not None:
+            self._individual_call.cancel()
+            self._individual_call = None
         if self.open:
             self.open = False
             self._lost(self, reason)

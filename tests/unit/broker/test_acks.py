@@ -81,7 +81,7 @@ class AckMachine(RuleBasedStateMachine):
     @rule()
     def take_together(self) -> None:
         """Take only a cumulative acknowledgement: it covers all that is done before the first held delivery."""
-        top, alone = self.tracker.take(alone=False)
+        top, alone = self.tracker.take(individually=False)
         assert not alone
         gone = self.channel.ack(top, True) if top else set()
         assert gone <= self.done - self.acked
@@ -133,11 +133,11 @@ class AckTests(SynchronousTestCase):
         tracker = AckTracker()
         for tag in (1, 3, 4):
             tracker.done(tag)
-        self.assertEqual((tracker.take(alone=False), tracker.ahead), ((1, []), 2))
+        self.assertEqual((tracker.take(individually=False), tracker.ahead), ((1, []), 2))
         tracker.done(6)
-        self.assertEqual(tracker.take(alone=False), (0, []))
+        self.assertEqual(tracker.take(individually=False), (0, []))
         tracker.done(2)
-        self.assertEqual((tracker.take(alone=False), tracker.ahead), ((4, []), 1))
+        self.assertEqual((tracker.take(individually=False), tracker.ahead), ((4, []), 1))
         self.assertEqual((tracker.take(), tracker.ahead), ((0, [6]), 0))
 
     def test_filled_before_it_was_taken(self) -> None:

@@ -11,7 +11,7 @@ from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker import queues as topology
 from owsla.broker.binding import Binding
-from owsla.broker.consumer import ALONE_DELAY
+from owsla.broker.consumer import INDIVIDUAL_DELAY
 from owsla.broker.consumers import OWN, SHARED, Consumers, ConsumerSettings, OwnQueueParts
 from owsla.broker.own_queue import SCRATCH, OwnQueueSettings
 from owsla.events import BrokerWarning, Event
@@ -319,10 +319,10 @@ class DeliveryTests(Base):
         self.assertEqual(self.acks(), [(SHARED, 3, True)])
         source.done(4)
         self.assertEqual(self.acks(), [(SHARED, 6, True)])
-        self.pass_time(ALONE_DELAY)
+        self.pass_time(INDIVIDUAL_DELAY)
         source.done(8)
         self.assertEqual(self.acks(), [])
-        self.pass_time(ALONE_DELAY)
+        self.pass_time(INDIVIDUAL_DELAY)
         self.assertEqual(self.acks(), [(SHARED, 8, False)])
         source.done(7)
         self.assertEqual(self.acks(), [(SHARED, 7, True)])
@@ -354,9 +354,9 @@ class DeliveryTests(Base):
         self.server.close_channel(SHARED)
         source.done(3)
         self.server.settle()
-        soon = self.clock.seconds() + ALONE_DELAY
+        soon = self.clock.seconds() + INDIVIDUAL_DELAY
         self.assertEqual([call for call in self.clock.getDelayedCalls() if call.getTime() <= soon], [])
-        self.pass_time(ALONE_DELAY)
+        self.pass_time(INDIVIDUAL_DELAY)
         self.assertEqual(self.acks(), [])
 
     def test_each_channel_for_itself(self) -> None:
