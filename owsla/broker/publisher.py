@@ -59,6 +59,11 @@ METHODS_KEPT: Final = 1000
 _PROPERTIES: Final = 12
 """Offset of the properties in the payload of a content header."""
 
+_NO_HEADERS: Final = bytes(4)
+
+_ADDED: Final = (b"x-", b"timestamp_in_ms")
+"""Beginnings of the names of headers that message interceptors of RabbitMQ add."""
+
 _head = Struct(">BHI").pack
 
 
@@ -300,12 +305,21 @@ class Publisher(BaseHandler, Generic[M]):
 
 
 def _same(published: bytes, returned: bytes) -> bool:
-    """Return whether the properties of a returned message are the published ones. Newer versions of RabbitMQ sort headers."""
+    """Return whether the properties of a returned message are the published ones.
+
+    RabbitMQ 4 sorts headers, and leaves out all but the first of a name. Message interceptors of RabbitMQ add headers, and a
+    timestamp where there is none.
+    """
     if published == returned:
         return True
     try:
-        values = [wire.split_properties(properties) for properties in (published, returned)]
-        tables = [sorted(wire.split_table(one.pop("headers"))) if "headers" in one else [] for one in values]
+        sent, back = (wire.split_properties(properties) for properties in (published, returned))
+        headers, found = (dict(reversed(wire.split_table(one.pop("headers", _NO_HEADERS)))) for one in (sent, back))
     except WireError:
         return False
-    return values[0] == values[1] and tables[0] == tables[1]
+    if "timestamp" not in sent:
+        back.pop("timestamp", None)
+    for name in [*found]:
+        if name not in headers and name.startswith(_ADDED):
+            del found[name]
+    return sent == back and headers == found

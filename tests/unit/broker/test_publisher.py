@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -101,17 +102,33 @@ class PublisherTests(BrokerTestCase):
         self.server.ack(1, 3, True)
         self.assertEqual(self.policy.calls, [("confirmed", ([], ["a", "b", "c"]))])
 
-    def test_returned_with_sorted_headers(self) -> None:
-        """A broker may return the headers of a message in another order. The message is found all the same."""
-        sent = [{"b": number, "a": "x"} for number in (1, 2)]
-        for number, headers in enumerate(sent):
-            properties = wire.encode_properties({"headers": headers, "app_id": "y"})
+    def test_returned_with_other_headers(self) -> None:
+        """A broker may return the headers of a message in another order, without repeats of a name, or with more of them. The
+        message is found all the same.
+        """
+        for number in range(3):
+            headers = [(b"b", number), (b"a", "x"), (b"a", "y")]
+            table = wire.join_table([(key, wire.encode_value(value)) for key, value in headers])
+            properties = wire.join_properties({"headers": table, "app_id": wire.short_string("y")})
             self.publisher.publish(str(number), "queue", properties, b"body")
-        _, second = self.server.take()
-        properties = wire.encode_properties({"headers": dict(sorted(sent[1].items())), "app_id": "y"})
-        self.server.give_back(second._replace(header=wire.header_payload(4, properties)))
+        published = self.server.take()
+        added: dict[str, Any] = {"headers": {"x-routed-by": "rabbit@a", "timestamp_in_ms": 5}, "timestamp": 1}
+        for number, more in ((1, {}), (2, added)):
+            headers = {"a": "x", "b": number, **more.get("headers", {})}
+            properties = wire.encode_properties({**more, "headers": headers, "app_id": "y"})
+            self.server.give_back(published[number]._replace(header=wire.header_payload(4, properties)), ack=False)
         self.server.ack(1, 0, True)
-        self.assertEqual(self.policy.calls, [("confirmed", ([], ["1"])), ("confirmed", (["0"], []))])
+        self.assertEqual(self.policy.calls, [("confirmed", (["0"], ["1", "2"]))])
+
+    def test_returned_with_a_part_of_its_properties(self) -> None:
+        """A message that has fewer headers or properties than the returned one, or other values, is not taken for it."""
+        tables: list[dict[str, Any]] = [{}, {"a": 1}, {"a": 2, "b": 2}, {"a": 1, "b": 2, "c": 3}, {"b": 2, "a": 1}]
+        for number, headers in enumerate(tables):
+            self.publisher.publish(str(number), "queue", wire.encode_properties({"headers": headers}), b"body")
+        header = wire.header_payload(4, wire.encode_properties({"headers": {"a": 1, "b": 2}}))
+        self.server.give_back(self.server.take()[4]._replace(header=header), ack=False)
+        self.server.ack(1, 0, True)
+        self.assertEqual(self.policy.calls, [("confirmed", (["0", "1", "2", "3"], ["4"]))])
 
     def test_returned_and_withdrawn(self) -> None:
         """A return has no effect on the messages of the next channel, and leaves nothing in memory when it is confirmed."""
