@@ -106,7 +106,8 @@ class Server(Thread):
 
     def close(self) -> None:
         """Stop to accept, and wait for the ends of connections."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.join(30)
         for handler in self._handlers:

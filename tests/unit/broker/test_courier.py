@@ -918,6 +918,17 @@ class PlainForwardTests(Base):
         self.server.ack(PUBLISH_CHANNEL, record.tag)
         self.assertEqual(self.forward(4)[0].body, b"3")
 
+    def test_beside_a_suspect(self) -> None:
+        """A plain message waits while the last suspect is on its way: that must be alone, or the culprit would not be known."""
+        self.forward(1)
+        self.server.close_channel(PUBLISH_CHANNEL, 406, "PRECONDITION_FAILED - no")
+        self.courier.down()
+        self.connect()
+        (suspect,) = self.taken()
+        self.assertEqual(self.forward(2), [])
+        self.server.ack(PUBLISH_CHANNEL, suspect.tag)
+        self.assertEqual([one.body for one in self.taken()], [b"2"])
+
     def test_many_nodes(self) -> None:
         """Made-up ids do not fill the memory."""
         queues = NodeQueues("to_device")

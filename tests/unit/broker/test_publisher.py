@@ -107,8 +107,8 @@ class PublisherTests(BrokerTestCase):
         message is found all the same.
         """
         for number in range(3):
-            headers = [(b"b", number), (b"a", "x"), (b"a", "y")]
-            table = wire.join_table([(key, wire.encode_value(value)) for key, value in headers])
+            entries = ((b"b", number), (b"a", "x"), (b"a", "y"))
+            table = wire.join_table([(key, wire.encode_value(value)) for key, value in entries])
             properties = wire.join_properties({"headers": table, "app_id": wire.short_string("y")})
             self.publisher.publish(str(number), "queue", properties, b"body")
         published = self.server.take()
@@ -145,6 +145,14 @@ class PublisherTests(BrokerTestCase):
                 self.server.ack(1, 1)
                 self.assertEqual(self.policy.calls, [("confirmed", (["c"], []))])
         self.assertEqual(self.policy.calls[1:], [("confirmed", ([], ["a"]))])
+        self.assertFalse(self.publisher._returned)
+
+    def test_returned_and_refused(self) -> None:
+        """A return of a message that is refused then leaves nothing in memory."""
+        (one,) = self.publish("a")
+        self.server.give_back(one, ack=False)
+        self.server.nack(1, one.tag)
+        self.assertEqual(self.policy.calls, [("refused", ["a"])])
         self.assertFalse(self.publisher._returned)
 
     def test_relayed(self) -> None:
