@@ -193,6 +193,40 @@ class SettingUpTests(Base):
             self.assertEqual(self.router.plain[-1][0].prefetch, most)
 
 
+class StartTests(Base):
+    """Consumers that cannot be started: the connection ends with the reason, and nothing is restarted on it."""
+
+    def begin(self) -> Result:
+        self.server.drop()
+        self.consumers.down()
+        self.server = Server(self.clock, heartbeat=1000)
+        self.server.ready()
+        self.consumers = self.make()
+        return Result(self.consumers.up(self.server.client))
+
+    def test_stream(self) -> None:
+        """A stream is refused, also one that a declaration did not find out."""
+        text = "PRECONDITION_FAILED - invalid arg 'x-priority' for queue 'to_device' of queue type rabbit_stream_queue"
+        up = self.begin()
+        self.server.refusals["consume to_device", False] = 406, text
+        self.server.settle()
+        self.assertIn("the queue to_device is a stream, which Owsla cannot consume", str(up.error))
+        self.pass_time(60)
+        self.assertEqual((self.events, len(self.server.called("basic.consume"))), ([], 1))
+
+    def test_cancelled_meanwhile(self) -> None:
+        """The broker cancels the first consumer while the second one is started."""
+        up = self.begin()
+        self.server.silent.add("basic.consume")
+        self.server.settle()
+        self.server.send(SHARED, "basic.consume-ok", consumer_tag="owsla-0")
+        self.server.send(SHARED, "basic.cancel", consumer_tag="owsla-0", nowait=True)
+        self.server.send(SHARED, "basic.consume-ok", consumer_tag="owsla-1")
+        self.assertIn("a consumer of to_device ended while others were started", str(up.error))
+        self.pass_time(60)
+        self.assertEqual((self.events, len(self.server.called("basic.consume"))), ([], 2))
+
+
 class DeliveryTests(Base):
     def test_a_plain_message(self) -> None:
         """A message with a connection and a number goes straight to the router, and is not acknowledged yet."""

@@ -918,6 +918,18 @@ class PlainForwardTests(Base):
         self.server.ack(PUBLISH_CHANNEL, record.tag)
         self.assertEqual(self.forward(4)[0].body, b"3")
 
+    def test_delay_after_a_success(self) -> None:
+        """After a confirm, the delay of the next refused forward is the shortest one again."""
+        self.forward(1)
+        self.server.nack(PUBLISH_CHANNEL, 1)
+        self.pass_time(0.2)
+        self.assertEqual(len(self.taken()), 1)
+        self.forward(2)
+        self.server.ack(PUBLISH_CHANNEL, 3)
+        self.server.nack(PUBLISH_CHANNEL, 2)
+        self.pass_time(0.2)
+        self.assertEqual([one.body for one in self.taken()], [b"1"])
+
     def test_beside_a_suspect(self) -> None:
         """A plain message waits while the last suspect is on its way: that must be alone, or the culprit would not be known."""
         self.forward(1)
