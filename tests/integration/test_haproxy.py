@@ -307,7 +307,7 @@ async def test_health_checks(site: Site, kind: str, send: str, door: str) -> Non
     await haproxy.shows("owsla", "UP")
     await pause(1.2)  # a connection without TLS is taken for a device after a second
     assert site.events("device-connected", "device-disconnected", "handshake-failed") == []
-    assert site.gateway.owsla.lines("andshake|Device") == []
+    assert site.gateway.owsla.lines("Handshake|Device") == []
 
 
 @reactor_test
