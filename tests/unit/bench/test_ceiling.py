@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -23,23 +23,15 @@ def line(seq: bytes, text: bytes = b"hello", *, id: bytes = b"\xd9\x24" + ID, de
 
 
 class DecoderTests(SynchronousTestCase):
-    folder: ClassVar[Path]
-    program: ClassVar[Path]
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.folder = Path(tempfile.mkdtemp())
+    def setUp(self) -> None:
+        folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, folder)
         try:
-            cls.program = build(cls.folder)
+            self.program = build(folder)
         except MeasurementError as error:
-            shutil.rmtree(cls.folder)
             if is_required("LIBRABBITMQ"):
                 raise AssertionError(f"OWSLA_REQUIRE_LIBRABBITMQ=1: {error}") from None
             raise SkipTest(str(error)) from None
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        shutil.rmtree(cls.folder)
 
     def run_decoder(self, body: bytes, count: int) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([self.program, "decode", str(count)], input=body, capture_output=True, timeout=60, check=False)
