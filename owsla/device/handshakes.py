@@ -38,12 +38,7 @@ class HandshakeScheduler:
         """
         admission = self._admission
         now = self._poller.seconds()
-        begins = (
-            admission.waiting == 1
-            and not self._scheduled
-            and self._poller.has_time(now)
-            and admission.next_turn(now) is transport
-        )
+        begins = admission.waiting == 1 and self._poller.has_time(now) and admission.next_turn(now) is transport
         if not begins:
             self.start_soon()
         elif transport.closeIfGone():

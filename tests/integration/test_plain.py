@@ -381,7 +381,9 @@ async def test_header_in_front_of_tls(lab: Lab, embedded: Broker, tmp_path: Path
                     incoming.write(sock.recv(65536))
             tls.write(b"%d\n" % pieces)
             sock.sendall(outgoing.read())
-            sock.recv(65536)  # the tickets, or the end
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass  # until the gateway has closed the connection, and so has read the line
 
     for number, (header, pieces) in enumerate(((write_v1(DEVICE, PROXY), 0), (write_v2(DEVICE, PROXY), 1))):
         await deferToThread(talk, header, pieces)

@@ -563,6 +563,19 @@ class HandshakePollerTests(SynchronousTestCase):
         self.handshakes.removeReader(one)
         self.assertEqual(self.loop.getDelayedCalls(), [])
 
+    def test_lines_between_count(self) -> None:
+        """Devices whose lines are handled between handshakes linger as others do when there are many."""
+        self.established.configure(LINGER)
+        self.device.after_reading = lambda: None
+        for _ in range(round(2 * BUSY * LOOK)):
+            self.device.peer.send(b"a")
+            self.established.serve()
+            self.loop.rightNow += 0.6 / BUSY
+        self.device.peer.send(b"a")
+        self.established.doRead()
+        self.assertNotIn(self.established, self.loop.readers, "it does not linger")
+        self.established.configure(0.0)
+
     def test_a_line_during_lingering(self) -> None:
         """While established devices linger, their lines wait for each other, also during handshakes."""
         self.established.configure(LINGER)

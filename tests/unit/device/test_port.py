@@ -620,6 +620,54 @@ class StampedeTests(Base):
                 self.assertEqual(len(later), min(waiting, 1))
         self.loop.until(lambda: len(self.registry) == 4, *[client.step for client in clients])
 
+    def begun(self) -> list[int]:
+        """Return a list to which the port number of each device is added when its handshake begins."""
+        ports: list[int] = []
+        begin = TLSTransport.begin_handshake
+
+        def noting(transport: TLSTransport) -> None:
+            ports.append(int(transport.peer.rpartition(":")[2]))
+            begin(transport)
+
+        self.patch(TLSTransport, "begin_handshake", noting)
+        return ports
+
+    def test_gone_at_once(self) -> None:
+        """No handshake begins for a peer that has closed right after its ClientHello. It counts as one that gave up."""
+        begun = self.begun()
+        self.listen()
+        for _ in range(OVERLOADED_OF):
+            client = Client(self.connect())
+            client.step()
+            client.close()
+            self.loop.settle()
+        self.assertEqual(begun, [])
+        reasons = {event.reason for event in self.of_type(HandshakeFailed)}
+        self.assertEqual(reasons, {"closed while it waited for its handshake"})
+        self.assertTrue(self.admission.overloaded)
+
+    def test_newest_next(self) -> None:
+        """When a peer turns out to be gone at its turn, the newest of the others is next."""
+        begun = self.begun()
+        clients = self.waiting(3)
+        self.assertEqual(len(begun), 1)
+        clients[1].close()
+        self.connected.scheduler.start_soon()
+        self.loop.until(lambda: len(self.registry) == 3, *[client.step for client in (clients[0], *clients[2:])])
+        self.assertEqual(begun[1:], [clients[3].socket.getsockname()[1], clients[2].socket.getsockname()[1]])
+
+    def test_stopped_while_some_wait(self) -> None:
+        """A ClientHello that arrives while the service is stopped does not overtake those that wait, and none is forgotten."""
+        clients = self.waiting(1)
+        self.connected.scheduler.start_soon()
+        self.connected.stopService()
+        clients.append(Client(self.connect()))
+        clients[-1].step()
+        self.loop.settle()
+        self.assertEqual((self.admission.handshaking, self.admission.waiting), (1, 2))
+        self.connected.startService()
+        self.loop.until(lambda: len(self.registry) == 3, *[client.step for client in clients])
+
     def test_a_line_before_the_next_handshake(self) -> None:
         """While something urgent waits, each turn begins one handshake: lines and their answers are served in between. Lines
         that have arrived before are written to the broker first.

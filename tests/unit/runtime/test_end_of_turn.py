@@ -117,8 +117,9 @@ class TurnTests(SynchronousTestCase):
             self.addCleanup(ours.close)
             self.addCleanup(theirs.close)
             self.turn.watch(ours.fileno())
+        for ours, theirs in pairs:
+            self.assertFalse(self.turn.urgent())
             theirs.send(b"a")
-        for ours, _ in pairs:
             self.assertTrue(self.turn.urgent())
             self.turn.unwatch(ours.fileno())
         self.assertFalse(self.turn.urgent())
