@@ -392,6 +392,67 @@ class BatchTests(BrokerTestCase):
         self.assertEqual([len(lines_of(one)) for one in taken], [1, 18, 2])
         self.assertEqual(lines(taken), [("a", number) for number in range(1, 22)])
 
+    def test_exactly_the_room(self) -> None:
+        """A batch may fill its frame to the last byte, and no further, however its lines were read."""
+        for publish in (Lab.publish, Lab.publish_together):
+            for excess, expected in ((0, [3]), (1, [2, 1])):
+                lab, device = self.waiting(batch=100)
+                lab.server.ack(LINES, 1)
+                room = 131072 - 8
+                lab.publish(device, b"x" * 65_000, b"x" * 2000)
+                last = room - lab.window.size - (lab.window.size - 67_000) // 2 + excess
+                publish(lab, device, b"x" * last)
+                lab.clock.advance(DELAY)
+                lab.server.settle()
+                taken = lab.server.take()
+                self.assertEqual([len(lines_of(one)) for one in taken], expected)
+                if not excess:
+                    self.assertEqual(len(taken[0].body), room)
+
+    def test_settled_while_counted(self) -> None:
+        """Once somebody has asked whether lines are settled, later ones count, too, however they were read."""
+        lab, device = self.waiting(batch=100)
+        lab.server.ack(LINES, 1)
+        self.assertTrue(lab.producer.settled(device))
+        tag = 2
+        for publish in (Lab.publish, Lab.publish_together):
+            publish(lab, device, b"x", b"y")
+            self.assertFalse(lab.producer.settled(device))
+            lab.clock.advance(DELAY)
+            lab.server.settle()
+            self.assertFalse(lab.producer.settled(device))
+            lab.server.ack(LINES, tag)
+            self.assertTrue(lab.producer.settled(device))
+            tag += 1
+
+    def test_followed(self) -> None:
+        """The time up to the confirm is measured for one line at a time, with its wait for others."""
+        for publish in (Lab.publish, Lab.publish_together):
+            lab, device = self.waiting(batch=100)
+            publish(lab, device, b"not followed", b"not followed")
+            lab.clock.advance(DELAY)
+            lab.server.settle()
+            lab.server.ack(LINES, 1)
+            self.assertEqual((lab.waits, lab.producer.unconfirmed_since), ([0.0], None))
+            publish(lab, device, b"followed", b"followed")
+            lab.now += 2
+            lab.server.ack(LINES, 2)
+            self.assertEqual(lab.waits, [0.0])
+            lab.clock.advance(DELAY)
+            lab.server.settle()
+            lab.server.ack(LINES, 3)
+            self.assertEqual(lab.waits, [0.0, 2.0])
+
+    def test_trace_of_a_read(self) -> None:
+        """Of lines that were read together each may begin a trace."""
+        lab, device = self.waiting(batch=100)
+        lab.producer.trace(1.0)
+        self.assertEqual(lab.publish_together(device, b"x", b"y"), 2)
+        lab.server.settle()
+        taken = lab.server.take()
+        self.assertEqual([lines_of(one) for one in taken], [[("a", 1)], [("a", 2)]])
+        self.assertEqual(len({one.headers["traceparent"] for one in taken}), 2)
+
     def test_read_fills_the_window(self) -> None:
         """Of lines that were read together those are taken that fill the window. They are published at once."""
         lab, device = self.waiting(batch=100, messages=6)
