@@ -175,11 +175,11 @@ class BatchTests(BrokerTestCase):
         self.assertFalse(lab.producer.accepting)
         refused = lab.events[-1]
         assert isinstance(refused, LinesRefused)
-        self.assertEqual(refused.lines, 2)
+        self.assertEqual((refused.lines, lab.window.refused_lines), (2, 2))
         lab.publish(device, b"z")
         lab.clock.advance(DELAY)
         lab.server.settle()
-        self.assertEqual(lab.taken(), [])
+        self.assertEqual((lab.taken(), lab.window.refused_lines), ([], 3))
         lab.clock.advance(0.2)
         lab.server.settle()
         taken = lab.server.take()
@@ -230,6 +230,17 @@ class BatchTests(BrokerTestCase):
             for name, _ in lines_of(one):
                 self.assertEqual(one.queue, f"lines.{shard(name.encode(), 2)}")
         self.assertEqual(len(lines(taken)), 12)
+
+    def test_one_timer(self) -> None:
+        """The open batches of all keys wait for the same time."""
+        lab = self.lab(batch=100, routing_key="{connection_id}")
+        devices = [lab.device(name) for name in "abcdef"]
+        lab.publish(devices[0], b"x")
+        lab.server.settle()
+        before = len(lab.clock.getDelayedCalls())
+        for device in devices:
+            lab.publish(device, b"x")
+        self.assertEqual(len(lab.clock.getDelayedCalls()), before + 1)
 
     def test_full_queue_of_a_key(self) -> None:
         """A refusal pauses the connections of its routing key, also those whose first line comes later, and no others."""
