@@ -496,14 +496,25 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
 
         return step, batch
 
-    def line(framing: str) -> tuple[Step, int]:
-        return publishes(Node(framing=framing), batch, every, through_endpoint=True)
-
     measure("publish", lambda: publishes(Node(), batch, every))
     measure("publish, --device-ack", lambda: publishes(Node(device_ack=True), batch, every))
     measure("publish, --trace-lines 0.01", lambda: publishes(Node(trace_lines=0.01), batch, every))
     measure("publish, --trace-lines 1", lambda: publishes(Node(trace_lines=1.0), batch, every))
     measure("publish, one line per turn", lambda: publishes(Node(), 1, every))
+    measure_lines(timings, batch, every)
+    measure("· pack", pack)
+    measure("· the clock", clock)
+    measure("· window: add and confirm", add_and_confirm)
+    measure("· write: append, and its share of the write per turn", write)
+
+
+def measure_lines(timings: Timings, batch: int, every: int) -> None:
+    """Time lines from the read of a connection to their confirm: alone, together, in batches, framed, and traced."""
+    measure = timings.measure
+
+    def line(framing: str) -> tuple[Step, int]:
+        return publishes(Node(framing=framing), batch, every, through_endpoint=True)
+
     measure("line: DeviceProtocol.dataReceived to confirm", lambda: publishes(Node(), batch, every, through_endpoint=True))
     for together in TOGETHER:
         measure(f"the same, {together} lines a read", partial(publishes, Node(), batch, every, True, together))
@@ -517,10 +528,6 @@ def measure_publish(timings: Timings, batch: int, every: int) -> None:
         measure(f"the same, {framing}", partial(line, framing))
     measure("the same, while one of the devices is traced", lambda: traced_lines(batch, every, devices=slice(1)))
     measure("the same, traced with bodies", lambda: traced_lines(batch, every, devices=slice(None)))
-    measure("· pack", pack)
-    measure("· the clock", clock)
-    measure("· window: add and confirm", add_and_confirm)
-    measure("· write: append, and its share of the write per turn", write)
 
 
 def measure_delivery(timings: Timings, batch: int) -> None:

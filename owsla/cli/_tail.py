@@ -9,7 +9,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypedDict, Unpack
 
 from twisted.python.failure import Failure
 
@@ -218,37 +218,37 @@ class TakeHandler(BaseHandler):
             self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
 
 
-class Tail:
-    """The `Role` of `owsla tail --take`: it shows messages as they arrive, and takes them."""
+class Shown(TypedDict):
+    """Messages to show: those of a queue, up to `count` lines and the rest of their batch, or all if it is `None`."""
+
+    queue: str
+    count: int | None
+
+
+class ArrivingLines:
+    """Base of the `Role`s that show messages as they arrive, up to a number of lines."""
 
     name = "tail"
 
     def __init__(
-        self,
-        reactor: Any,
-        turn: EndOfTurn,
-        session: Session,
-        *,
-        queue: str,
-        form: Format,
-        seq_header: str,
-        count: int | None,
+        self, reactor: Any, turn: EndOfTurn, session: Session, *, queue: str, formatter: Formatter, count: int | None
     ) -> None:
         """End after `count` lines and the rest of their batch, or never if it is `None`."""
         self._turn = turn
         self._session = session
         self._queue = queue
-        self._formatter = Formatter(form, seq_header, session.log)
+        self._formatter = formatter
         self._count = count
         self._output = Output(reactor, lambda why: session.finish(1 if why else 0, why))
 
     async def up(self, client: BrokerClient) -> None:
-        if await inspect_queue(client, LOOK, self._queue) is not None and await queues.is_stream(client, SCRATCH, self._queue):
-            self._session.finish(1, f"{self._queue} is a stream, from which nothing is taken: {OFFSETS}")
-            return
-        self._session.log_when_ready(f"taking the messages of {self._queue}: no other back end gets them")
-        await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
-        await TakeHandler(self._turn, self._output, client, self._formatter, self._shown).start(self._queue, self._count)
+        """Check the queue, and `show` its messages."""
+        raise NotImplementedError
+
+    async def show(self, client: BrokerClient, arguments: Mapping[str, Any] | None = None) -> None:
+        """Consume the queue, with arguments of basic.consume."""
+        handler = TakeHandler(self._turn, self._output, client, self._formatter, self._shown)
+        await handler.start(self._queue, self._count, arguments)
 
     def _shown(self, count: int) -> None:
         if self._count is not None:
@@ -261,6 +261,23 @@ class Tail:
     def blocked(self, reason: str) -> None: ...
 
     def unblocked(self) -> None: ...
+
+
+class Tail(ArrivingLines):
+    """The `Role` of `owsla tail --take`: it shows messages as they arrive, and takes them."""
+
+    def __init__(
+        self, reactor: Any, turn: EndOfTurn, session: Session, *, form: Format, seq_header: str, **what: Unpack[Shown]
+    ) -> None:
+        super().__init__(reactor, turn, session, formatter=Formatter(form, seq_header, session.log), **what)
+
+    async def up(self, client: BrokerClient) -> None:
+        if await inspect_queue(client, LOOK, self._queue) is not None and await queues.is_stream(client, SCRATCH, self._queue):
+            self._session.finish(1, f"{self._queue} is a stream, from which nothing is taken: {OFFSETS}")
+            return
+        self._session.log_when_ready(f"taking the messages of {self._queue}: no other back end gets them")
+        await queues.declare(client, SCRATCH, queues.Queue(self._queue), self._session.log)
+        await self.show(client)
 
 
 class Peek(Getter):

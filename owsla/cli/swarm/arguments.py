@@ -191,6 +191,10 @@ def _add_load(command: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--grace", metavar="SECONDS", type=number(0), default=10.0, help="how long to wait for the last answers (10)"
     )
+    _add_lines(what)
+
+
+def _add_lines(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--line",
         metavar="TEXT",
