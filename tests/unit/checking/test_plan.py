@@ -12,6 +12,8 @@ class PlanTests(SynchronousTestCase):
     def plan(self, *argv: str) -> dict[str, tuple[str, bool]]:
         """Return the names of the queues, and whether Owsla consumes them, by the names for people."""
         plans = planned_queues(load_settings(argv, {}), "0123abcd")
+        for plan in plans:
+            self.assertEqual(plan.queue.consumed, plan.consumed, "a stream is refused where Owsla would consume it")
         return {plan.shown: (plan.queue.name, plan.consumed) for plan in plans}
 
     def test_queues(self) -> None:
