@@ -22,8 +22,8 @@ ANSWER = b"\x32\x10\x00\x09answers/3\x00\x013 0"
 class ConversationTests(SynchronousTestCase):
     """The conversation of a device."""
 
-    def begin(self, mode: str) -> MQTTConversation:
-        made = plan(parser().parse_args(["swarm", "--protocol", "mqtt", "--mode", mode, "--line", "{device} {n}"]))
+    def begin(self, mode: str, *more: str) -> MQTTConversation:
+        made = plan(parser().parse_args(["swarm", "--protocol", "mqtt", "--mode", mode, "--line", "{device} {n}", *more]))
         self.measured = Measurements(scheduled=bool(made.rate))
         ours, theirs = socket.socketpair()
         self.addCleanup(ours.close)
@@ -59,6 +59,19 @@ class ConversationTests(SynchronousTestCase):
             conversation.next_lines(self.device, None, 1)
         self.assertFalse(conversation.may_send(self.device))
         conversation.received(self.device, b"\x40\x02\x00\x01")
+        self.assertTrue(conversation.may_send(self.device))
+
+    def test_bursts(self) -> None:
+        """A device sends a burst when all of it is within the limit of unacknowledged lines."""
+        conversation = self.begin("flood", "--burst", "4", "--in-flight", "6")
+        self.assertTrue(conversation.greeted(self.device, CONNACK))
+        self.assertTrue(conversation.may_send(self.device))
+        packets = conversation.next_lines(self.device, None, 4)
+        self.assertEqual(packets, b"".join(_mqtt.publish(3, number, b"3 %d" % number) for number in range(4)))
+        self.assertFalse(conversation.may_send(self.device))
+        conversation.received(self.device, b"\x40\x02\x00\x01")
+        self.assertFalse(conversation.may_send(self.device))
+        conversation.received(self.device, b"\x40\x02\x00\x02")
         self.assertTrue(conversation.may_send(self.device))
 
     def test_refused(self) -> None:
