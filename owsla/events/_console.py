@@ -36,6 +36,14 @@ class Console:
             self._call.cancel()
             self._summarise()
 
+    def counts(self, event: Event) -> bool:
+        """Count an event, and return `True`, if it is one of those that are only counted."""
+        count = self._seen.get(event.name, 0)
+        if count < self._burst:
+            return False
+        self._seen[event.name] = count + 1
+        return True
+
     def handle(self, event: Event, node: str, when: float) -> None:
         name = event.name
         if self._call is None:

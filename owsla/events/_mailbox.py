@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -20,6 +20,14 @@ SLICE: Final = 0.002
 
 SHARE: Final = 10
 """Reciprocal of the share of time that a handler may use: after a slow call it waits nine times as long."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A handler that only counts some events: they need no place in the queue."""
+
+    def counts(self, event: Event) -> bool:
+        """Count an event, and return `True`, if that is all that is to be done with it."""
 
 
 class Mailbox:
@@ -39,6 +47,7 @@ class Mailbox:
         self._missed = 0
         self._call: DelayedCall | None = None
         self._fail: Fail | None = None
+        self._counts = handler.counts if isinstance(handler, Counting) else None
         self.wants = getattr(handler, "wants", None)
 
     def __len__(self) -> int:
@@ -46,6 +55,9 @@ class Mailbox:
 
     def handle(self, event: Event, node: str, when: float) -> None:
         self._stats.count(node)
+        if self._counts is not None and self._counts(event):
+            self._stats.handled += 1
+            return
         if len(self._waiting) >= self._limit:
             self._stats.dropped += 1
             self._missed += 1

@@ -221,6 +221,17 @@ class ConsoleTests(SynchronousTestCase):
         publisher.addObserver(observe)
         self.addCleanup(publisher.removeObserver, observe)
 
+    def test_counts(self) -> None:
+        """The events of a kind beyond the limit can be counted without handling them: the number is logged after a second."""
+        for number in range(5):
+            if not self.console.counts(BrokerUnblocked()):
+                self.console.handle(BrokerUnblocked(), NODE, NOW)
+                self.assertLess(number, 3)
+        self.clock.advance(1)
+        self.assertEqual(len(self.logged), 4)
+        self.assertIn("2 more", self.logged[-1][1])
+        self.assertFalse(self.console.counts(BrokerUnblocked()))
+
     def test_levels(self) -> None:
         """An event is a line at info level, one that somebody should look at a warning."""
         self.console.handle(BrokerUnblocked(), NODE, NOW)

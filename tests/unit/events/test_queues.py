@@ -58,6 +58,20 @@ class MailboxTests(SynchronousTestCase):
         self.assertEqual((self.stats.number, self.stats.handled, self.stats.dropped), (3, 3, 0))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_only_counted(self) -> None:
+        """An event that its handler only counts is handled at once, and takes no place in the queue."""
+
+        class Counting(Recorder):
+            def counts(self, event: Event) -> bool:
+                return True
+
+        handler = Counting()
+        mailbox = self.mailbox(handler, limit=1)
+        for number in range(3):
+            mailbox.handle(event(number), NODE, 0.0)
+        self.assertEqual((len(mailbox), self.clock.getDelayedCalls(), handler.seen), (0, [], []))
+        self.assertEqual((self.stats.number, self.stats.handled, self.stats.dropped), (3, 3, 0))
+
     def test_where_and_when(self) -> None:
         """However late they are handed over: with the node and the time that they happened at."""
         handler = Recorder()
