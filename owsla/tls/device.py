@@ -7,14 +7,18 @@ Theory of operation
 current one, which is an assignment, and cannot fail. So a reload changes everything or nothing, and no connection is refused
 meanwhile.
 
-A handshake begins with a *front* context (`DeviceTLS.context`), which lives as long as the process, and has no certificate.
-There are three, since OpenSSL takes from it whether a device is asked for a certificate: not at all, optionally, or always.
-When the ClientHello has been read, OpenSSL calls `DeviceTLS._choose`, whether there is a server name (SNI) or not. That sets
-the current context for this name: SSL_set_SSL_CTX takes certificates, keys, client authorities, revocation lists, OCSP
-responses and cipher list from it. Verify mode and callbacks, versions and options remain those of the front context.
+A handshake begins with `DeviceTLS.context`: in general with a *front* context, which lives as long as the process, and has no
+certificate. There are three, since OpenSSL takes from it whether a device is asked for a certificate: not at all, optionally,
+or always. When the ClientHello has been read, OpenSSL calls `DeviceTLS._choose`, whether there is a server name (SNI) or not.
+That sets the current context for this name: SSL_set_SSL_CTX takes certificates, keys, client authorities, revocation lists,
+OCSP responses and cipher list from it. Verify mode and callbacks, versions and options remain those of the front context.
 
 After a HelloRetryRequest OpenSSL calls `_choose` again, for the second ClientHello. The connection keeps its context then: a
 handshake uses the certificates, authorities and lists of one `DeviceTLSMaterial`, even if it takes place during a reload.
+
+Without client authorities, and with the same certificates for all server names, there is nothing to choose. Then a handshake
+begins with the context that has the certificates, and no callback is called. The SSL object of OpenSSL keeps its first context
+(`session_ctx`), also after a reload: one with certificates takes some KB, but one with revocation lists may take megabytes.
 
 OpenSSL counts references to a context. When the handshakes that began before a reload have ended, the old contexts are freed:
 established connections have another context (`post_handshake`). A `DeviceTLSMaterial` must not be part of a reference cycle:
@@ -208,16 +212,14 @@ class DeviceTLS:
     def use(self, material: DeviceTLSMaterial) -> None:
         """Use `material` for handshakes that begin from now on."""
         self._current = material
+        only = material.contexts.only if material.client_certificate == "none" else None
+        self.context: SSL.Context = only or self._fronts[material.client_certificate]
+        """Context with which a handshake begins."""
         now = time.time()
         for path, not_after in material.certificates:
             if not_after <= now:
                 expiry = f"{datetime.fromtimestamp(not_after, UTC):%Y-%m-%d}"
                 self._log.warn("The certificate in {path} expired on {expiry}: renew it", path=path, expiry=expiry)
-
-    @property
-    def context(self) -> SSL.Context:
-        """Context with which a handshake begins."""
-        return self._fronts[self._current.client_certificate]
 
     def identify(self, connection: SSL.Connection) -> str | None:
         """Return the device id in the certificate of a connection, if any. Raise `HandshakeRefused` if it cannot be read."""

@@ -77,6 +77,11 @@ class ServerNames(Generic[T]):
             {name: group(*([one for one in certificates if fit in one.names] for fit in covering(name))) for name in names},
         )
 
+    @property
+    def only(self) -> T | None:
+        """The value, if it is the same for all names; otherwise `None`."""
+        return None if self._by_name else self.default
+
     def find(self, name: bytes | None) -> T:
         """Return what belongs to the server name that a client sent, if any."""
         if name is None or not self._by_name:

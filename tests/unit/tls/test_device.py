@@ -73,6 +73,19 @@ class CertificateChoiceTests(Base):
         _, end = self.shake(tls, client, name)
         return common_names(end.get_peer_cert_chain(as_cryptography=True))
 
+    def test_first_context(self) -> None:
+        """A handshake begins with the certificate if there is one only; otherwise, and with client authorities, without one."""
+        one, other = self.load(self.server("one")), self.load(self.server("one"), self.server("two", "two.example"))
+        asking = self.load(self.server("one"), client_ca=self.file(pem(self.root)), client_cert="optional")
+        tls = DeviceTLS(one)
+        self.assertIs(tls.context, one.contexts.default)
+        for material in (other, asking):
+            tls.use(material)
+            self.assertNotIn(tls.context, material.contexts.values())
+            self.assertEqual(self.shown(tls)[0], "one")
+        tls.use(one)
+        self.assertIs(tls.context, one.contexts.default)
+
     def test_server_names(self) -> None:
         """A device gets the certificate for its server name: an exact one, a wildcard, or else the first, in both versions."""
         tls = DeviceTLS(
