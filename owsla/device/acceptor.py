@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ..errors import os_reason
-from ..interfaces import Reactor
 from ..supervision import Worker
 from .admission import OVERLOADED_QUEUE, PortAdmission
 from .attacks import AttackReports
 from .listening import BACKLOG
+from .poller import SocketSet
 from .socket_transport import SocketTransport, without_goodbye
 from .sources import Sources
 
@@ -79,7 +79,7 @@ class Acceptor:
 
     def __init__(
         self,
-        reactor: Reactor,
+        poller: SocketSet,
         sock: socket.socket,
         limits: Limits,
         service: Worker,
@@ -88,11 +88,11 @@ class Acceptor:
         admits: Callable[[Any], bool],
         accepted: Callable[[socket.socket, Any], None],
     ) -> None:
-        """`accepted(socket, address)` takes each connection for whose address `admits(address)` returns true.
-        `full(connections, reason)` reports that none is accepted for now. `service` owns the timers, and ends when accepting
-        fails.
+        """`poller` watches the listening socket. `accepted(socket, address)` takes each connection for whose address
+        `admits(address)` returns true. `full(connections, reason)` reports that none is accepted for now. `service` owns the
+        timers, and ends when accepting fails.
         """
-        self._reactor = reactor
+        self._poller = poller
         self._socket = sock
         self._admission = limits.admission
         self._admits = admits
@@ -145,20 +145,21 @@ class Acceptor:
         """Stop reading the listening socket."""
         if self._reading:
             self._reading = False
-            self._reactor.removeReader(self)
+            self._poller.removeReader(self)
 
     def resume(self) -> None:
         """Read the listening socket, if there is room."""
+        if self._reading:
+            return
         if (
-            not self._reading
-            and not self._standing_back
+            not self._standing_back
             and self._listening
             and self._service.running
             and self._socket.fileno() >= 0
             and self._admission.room > 0
         ):
             self._reading = True
-            self._reactor.addReader(self)
+            self._poller.addReader(self)
 
     def check_room(self) -> None:
         """Stop reading if there is no more room. Report it if the limit of connections is reached."""
@@ -174,12 +175,11 @@ class Acceptor:
         """Make room for another connection after one has closed."""
         if self._share is not None and self._socket.fileno() >= 0:
             self._share.tell(self._admission.process.connections)
-        self._forget_full()
+        if self._full:
+            self._forget_full()
 
     def _forget_full(self) -> None:
         """Report a full port again once it has some room meanwhile."""
-        if not self._full:
-            return
         for admission in (self._admission, self._admission.process):
             limit = admission.max_connections
             if admission.spoken > limit - max(1, limit // 100):
@@ -220,7 +220,7 @@ class Acceptor:
         admission = self._admission
         if admission.process.overloaded != self._shortened:
             self._set_backlog()
-        left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.process.waiting else ACCEPTED_AT_ONCE, admission.room)
+        left = min(ACCEPTED_WHILE_OTHERS_WAIT if admission.process.queue else ACCEPTED_AT_ONCE, admission.room)
         for _ in range(TURNED_AWAY_AT_ONCE):
             silent = None
             if admission.crowded:

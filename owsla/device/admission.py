@@ -68,12 +68,12 @@ class Admission(Generic[Connection]):
         "_impatient",
         "_silent",
         "_usual",
-        "_waiting",
         "connections",
         "max_connections",
         "max_handshakes",
         "max_silent",
         "overloaded",
+        "queue",
     )
 
     def __init__(self, max_connections: int, max_handshakes: int) -> None:
@@ -83,7 +83,8 @@ class Admission(Generic[Connection]):
         """Limit on silent connections, at most half of `max_connections`. The same limit applies to waiting connections."""
         # Ordered by accept, by arrival of the ClientHello, and by start of the handshake, which is the value of the last.
         self._silent: dict[Connection, None] = {}
-        self._waiting: dict[Connection, None] = {}
+        self.queue: Final[dict[Connection, None]] = {}
+        """Connections that wait for a handshake slot. Others may read it."""
         self._handshaking: dict[Connection, float] = {}
         self._impatient = False
         self._gone = 0.0  # moving mean: the share of peers that were gone before their turn
@@ -104,7 +105,7 @@ class Admission(Generic[Connection]):
     @property
     def open(self) -> int:
         """Number of connections with a completed handshake."""
-        return self.connections - len(self._silent) - len(self._waiting) - len(self._handshaking)
+        return self.connections - len(self._silent) - len(self.queue) - len(self._handshaking)
 
     @property
     def handshaking(self) -> int:
@@ -114,7 +115,7 @@ class Admission(Generic[Connection]):
     @property
     def waiting(self) -> int:
         """Number of connections that wait for a handshake slot."""
-        return len(self._waiting)
+        return len(self.queue)
 
     @property
     def spoken(self) -> int:
@@ -130,7 +131,7 @@ class Admission(Generic[Connection]):
     def room(self) -> int:
         """Number of connections worth accepting now; none if not positive. Others wait in the accept queue of the kernel."""
         waiting = min(OVERLOADED_QUEUE, self.max_silent) if self.overloaded else self.max_silent
-        waiting -= len(self._waiting)
+        waiting -= len(self.queue)
         places = self.max_connections - self.connections + len(self._silent)
         return waiting if waiting < places else places
 
@@ -156,19 +157,19 @@ class Admission(Generic[Connection]):
 
     def spoke(self, connection: Connection) -> None:
         """Move a connection to the waiting ones: its ClientHello has arrived."""
-        self._waiting[connection] = self._silent.pop(connection)
+        self.queue[connection] = self._silent.pop(connection)
 
     def next_turn(self, now: float) -> Connection | None:
         """Take a slot for the next waiting connection and return it; `None` if none waits or no slot is free."""
-        if not self._waiting or len(self._handshaking) >= self.max_handshakes:
+        if not self.queue or len(self._handshaking) >= self.max_handshakes:
             return None
         if self._impatient:
-            connection, _ = self._waiting.popitem()
+            connection, _ = self.queue.popitem()
         else:
-            connection = next(iter(self._waiting))
-            del self._waiting[connection]
+            connection = next(iter(self.queue))
+            del self.queue[connection]
         self._handshaking[connection] = now
-        if not self._waiting:
+        if not self.queue:
             self._impatient = False
             if self._gone <= RECOVERED_SHARE:
                 self.overloaded = False
@@ -183,11 +184,11 @@ class Admission(Generic[Connection]):
 
     def those_waiting(self) -> list[Connection]:
         """Return the waiting connections."""
-        return list(self._waiting)
+        return list(self.queue)
 
     def stalled(self, now: float) -> Connection | None:
         """Return the oldest handshake if others wait for a slot and it takes much longer than usual; else `None`."""
-        if not self._waiting or len(self._handshaking) < self.max_handshakes:
+        if not self.queue or len(self._handshaking) < self.max_handshakes:
             return None
         connection, since = next(iter(self._handshaking.items()))
         return connection if now - since >= max(STALLED, STALLED_TIMES * self._usual) else None
@@ -209,8 +210,8 @@ class Admission(Generic[Connection]):
             del self._handshaking[connection]
         elif connection in self._silent:
             del self._silent[connection]
-        elif connection in self._waiting:
-            del self._waiting[connection]
+        elif connection in self.queue:
+            del self.queue[connection]
             self.gave_up()
 
 
@@ -270,7 +271,8 @@ class PortAdmission(Generic[Connection]):
     def room(self) -> int:
         """Number of connections worth accepting now; none if not positive."""
         room = self.process.room if self._handshakes else self.process.places
-        return min(room, self.max_connections - self.spoken)
+        places = self.max_connections - self.connections + len(self._silent)
+        return room if room < places else places
 
     @property
     def crowded(self) -> bool:

@@ -7,6 +7,7 @@ work.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from ..interfaces import Reactor
@@ -35,8 +36,9 @@ class Port(Protocol):
     def open(self) -> bool:
         """True until the port is closed for good."""
 
-    def resume(self) -> None:
-        """Accept again, if there is room."""
+    @property
+    def resume(self) -> Callable[[], None]:
+        """Function that accepts again, if there is room."""
 
     def tick(self, now: float) -> None:
         """Open silent connections that need no handshake. Called ten times a second."""

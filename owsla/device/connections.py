@@ -157,7 +157,8 @@ class Connections:
     """
 
     def __init__(self, ids: ConnectionIds, registry: Registry[Connection], supervisor: DynamicSupervisor[Connection]) -> None:
-        self._ids = ids
+        self.new_id: Final = ids.new
+        """Function that returns the id of a new connection."""
         self._registry = registry
         self._supervisor = supervisor
         self.traffic: Final = {RECEIVED: 0, SENT: 0, LINES_SENT: 0}
@@ -170,10 +171,6 @@ class Connections:
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(self._registry)
-
-    def new_id(self) -> bytes:
-        """Return the id of a new connection."""
-        return self._ids.new()
 
     def add(self, connection: Connection) -> None:
         """Register a connection whose TLS handshake is complete, and supervise it."""

@@ -40,6 +40,7 @@ class DeniedDevices:
         self._now = now
         self._connections = connections
         self._list = DenyList()
+        self._any = False  # whether the list has entries
         self._in_force = 0
         self._next_look = float("-inf")
         self.refused = 0
@@ -54,6 +55,7 @@ class DeniedDevices:
         """Use a list from now on. Begin to check all connections, unless the list is in use already."""
         if denied is not self._list:
             self._list = denied
+            self._any = bool(denied)
             self._in_force = self.in_force
             self._check_all()
 
@@ -63,12 +65,11 @@ class DeniedDevices:
 
     def denies_address(self, host: str) -> bool:
         """Return whether an address is denied."""
-        denied = self._list
-        return bool(denied) and denied.denies_address(host, self._now())
+        return self._any and self._list.denies_address(host, self._now())
 
     def refusal(self, device_id: str | None, transport: Any) -> Refusal | None:
         """Return the reason for refusing a device that has just been identified, and count that; `None` if it is not denied."""
-        if not self._list:
+        if not self._any:
             return None
         reason = self._reason(device_id, transport)
         if reason is None:

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from ..events import DeviceConnected
 from ..interfaces import FIRST_DOOR, LineSink
 from ..letter import Letter
-from ..tls.refusal import HandshakeRefused, Refusal
+from ..tls.refusal import Refusal
 from .connections import Connection, ConnectionsOf
 from .housekeeping import IdleCheck
 from .ordering import Ordering
@@ -96,12 +96,6 @@ class DeviceFactory(ServerFactory):
             return self._identify(connection) if self._identify is not None else None
         return transport.proxy_identity if self.settings.proxy_identity else None
 
-    def admit(self, device_id: str | None, transport: Any) -> None:
-        """Raise `HandshakeRefused` unless the device of a connection may connect now."""
-        refusal = self.refusal(device_id, transport)
-        if refusal is not None:
-            raise HandshakeRefused(refusal)
-
     def refusal(self, device_id: str | None, transport: Any) -> Refusal | None:
         """Return the reason for refusing a device that has just been identified, or `None`. Count its connection."""
         refusal = self.denied.refusal(device_id, transport)
@@ -112,7 +106,9 @@ class DeviceFactory(ServerFactory):
     def connected(self, connection: Connection) -> None:
         """Register a connection whose handshake is complete."""
         self.connections.add(connection)
-        self.devices.add(connection, connection.opened or self.clock.seconds())
+        identified = connection.device_id is not None
+        if identified:
+            self.devices.add(connection, connection.opened or self.clock.seconds())
         transport = connection.transport
         peer = transport.peer
         self.emit(
@@ -125,15 +121,20 @@ class DeviceFactory(ServerFactory):
                 connection.since or None,
             )
         )
-        self.devices.replace_previous(connection, peer)
+        if identified:
+            self.devices.replace_previous(connection, peer)
 
     def closed(self, connection: Connection, numbers: int | Ordering[Letter], failure: Failure | None) -> None:
         """Remove a closed connection.
 
         `numbers` are the sequence numbers that were written; `failure` is the exception of our own code that closed it, if any.
         """
-        self.deliveries.closed(connection, numbers)
-        self.slow.resumed(connection)
-        self.skipped.closed(connection)
-        self.devices.remove(connection)
+        if numbers != 0:
+            self.deliveries.closed(connection, numbers)
+        if failure is not None:
+            # The end of the connection may have failed before these knew of it.
+            self.slow.resumed(connection)
+            self.skipped.closed(connection)
+        if connection.device_id is not None:
+            self.devices.remove(connection)
         self.connections.remove(connection, failure)

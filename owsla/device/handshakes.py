@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twisted.python.failure import Failure
+
+from ..interfaces import DelayedCall
 from ..supervision import Worker
 from .admission import Admission
 from .poller import HandshakePoller
@@ -25,12 +28,12 @@ class HandshakeScheduler:
         admission: Admission[TLSTransport],
         resume: Callable[[], None],
     ) -> None:
-        """`resume` lets the ports accept again if there is room. `service` owns the timers."""
+        """`resume` lets the ports accept again if there is room. `service` looks after the sockets: it ends if this fails."""
         self._service = service
         self._poller = poller
         self._admission = admission
         self._resume = resume
-        self._scheduled = False
+        self._scheduled: DelayedCall | None = None
 
     def hello_received(self, transport: TLSTransport) -> bool:
         """Return whether the handshake of a connection begins now, which waits already. Otherwise schedule it, or close the
@@ -38,33 +41,40 @@ class HandshakeScheduler:
         """
         admission = self._admission
         now = self._poller.seconds()
-        begins = admission.waiting == 1 and self._poller.has_time(now) and admission.next_turn(now) is transport
+        begins = len(admission.queue) == 1 and self._poller.has_time(now) and admission.next_turn(now) is transport
         if not begins:
             self.start_soon()
-        elif transport.closeIfGone():
+        elif self._poller.may_have_closed(transport) and transport.closeIfGone():
             admission.gave_up()
             return False
         return begins
 
     def start_soon(self) -> None:
         """Schedule handshakes for the next turn of the reactor."""
-        if not self._scheduled and self._service.running:
-            self._scheduled = True
-            self._service.later(0, self._start)
+        if self._scheduled is None and self._service.running:
+            self._scheduled = self._poller.callLater(0, self._start)
 
     def proceed(self) -> None:
         """Use a place that may have become free: for a handshake, or for accepting one more connection."""
-        if self._admission.waiting:
+        if self._admission.queue:
             self.start_soon()
         self._resume()
 
     def stop(self) -> None:
-        """Forget the scheduled turn, since the timers of the service are cancelled."""
-        self._scheduled = False
+        """Cancel the scheduled turn, since the service stops."""
+        scheduled, self._scheduled = self._scheduled, None
+        if scheduled is not None:
+            scheduled.cancel()
 
     def _start(self) -> None:
+        self._scheduled = None
+        try:
+            self._begin_waiting()
+        except Exception:
+            self._service.end(Failure())
+
+    def _begin_waiting(self) -> None:
         """Begin waiting handshakes, as long as there are places, the turn has time, and nothing urgent has arrived."""
-        self._scheduled = False
         self._poller.begin_turn()
         admission = self._admission
         now = self._poller.seconds()
@@ -78,7 +88,7 @@ class HandshakeScheduler:
                 admission.gave_up()
             now = self._poller.seconds()
             if self._poller.serve_established(now):
-                if admission.waiting:
+                if admission.queue:
                     self.start_soon()
                 break
         self._resume()

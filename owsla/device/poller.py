@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from twisted.internet.error import ConnectionLost
 from twisted.logger import Logger
@@ -52,27 +52,35 @@ LOOK: Final = 0.05
 """Seconds over which the rate of events is measured."""
 
 _READ: Final = select.EPOLLIN
+_CLOSED: Final = select.EPOLLRDHUP
 _WRITE: Final = select.EPOLLOUT
 _DEAD: Final = select.EPOLLERR | select.EPOLLHUP
+_NO_EVENT: Final = (-1, _CLOSED)
 _LOST: Final = Failure(ConnectionLost("the socket is dead"))
 
 
-class Socket(Protocol):
-    """A descriptor, as in `twisted.internet.interfaces.IReadWriteDescriptor`."""
+class Reader(Protocol):
+    """A descriptor, as in `twisted.internet.interfaces.IReadDescriptor`."""
 
     def fileno(self) -> int: ...
 
     def doRead(self) -> object: ...
 
-    def doWrite(self) -> object: ...
-
     def connectionLost(self, reason: Failure) -> object: ...
+
+
+class Socket(Reader, Protocol):
+    """A descriptor, as in `twisted.internet.interfaces.IReadWriteDescriptor`."""
+
+    def doWrite(self) -> object: ...
 
 
 class SocketSet:
     """An epoll set that is a descriptor of the reactor, and a reactor for its sockets."""
 
     _log = Logger()
+    _ALSO: ClassVar = 0
+    """Events that are reported together with the first one to read."""
 
     def __init__(self, reactor: Reactor, turn: EndOfTurn) -> None:
         self._reactor = reactor
@@ -80,7 +88,7 @@ class SocketSet:
         self._epoll: select.epoll | None = None
         """The set, which exists while there are sockets in it, and once it was made as long as it stays."""
         # By descriptor: the system gives out the lowest free one. Dictionaries would take some 100 bytes for each socket.
-        self._sockets: list[Socket | None] = []
+        self._sockets: list[Any] = []
         self._wanted = bytearray()
         self._watched = 0
         """Number of sockets in the set."""
@@ -102,21 +110,12 @@ class SocketSet:
 
     # -- For sockets ------------------------------------------------------------------------------------------------------
 
-    def addReader(self, reader: Socket) -> None:
-        self._want(reader, _READ)
+    # A connection is added and removed twice, first to the set of handshakes. So there are no calls here that can be avoided.
 
-    def addWriter(self, writer: Socket) -> None:
-        self._want(writer, _WRITE)
-
-    def removeReader(self, reader: Socket) -> None:
-        self._want_not(reader, _READ)
-
-    def removeWriter(self, writer: Socket) -> None:
-        self._want_not(writer, _WRITE)
-
-    def _want(self, one: Socket, event: int) -> None:
-        fd = one.fileno()
-        wanted = self._wanted_of(fd)
+    def addReader(self, reader: Reader, event: int = _READ) -> None:
+        fd = reader.fileno()
+        sockets = self._sockets
+        wanted = self._wanted[fd] if fd < len(sockets) else 0
         if wanted & event:
             return
         epoll = self._epoll
@@ -124,25 +123,29 @@ class SocketSet:
             epoll = self._epoll = select.epoll()
             self._watch()
         if wanted:
-            epoll.modify(fd, wanted | event)
+            epoll.modify(fd, wanted | event | self._ALSO)
         else:
-            epoll.register(fd, event)
-            missing = fd + 1 - len(self._sockets)
+            epoll.register(fd, event | self._ALSO if event == _READ else event)
+            missing = fd + 1 - len(sockets)
             if missing > 0:
-                self._sockets += [None] * missing
+                sockets += [None] * missing
                 self._wanted += bytes(missing)
-            self._sockets[fd] = one
+            sockets[fd] = reader
             self._watched += 1
         self._wanted[fd] = wanted | event
 
-    def _want_not(self, one: Socket, event: int) -> None:
-        fd = one.fileno()
-        wanted = self._wanted_of(fd)
+    def addWriter(self, writer: Socket) -> None:
+        self.addReader(writer, _WRITE)
+
+    def removeReader(self, reader: Reader, event: int = _READ) -> None:
+        fd = reader.fileno()  # -1 if the socket is closed
+        wanted = self._wanted[fd] if 0 <= fd < len(self._sockets) else 0
         epoll = self._epoll
         if epoll is None or not wanted & event:
             return
         if wanted != event:
-            epoll.modify(fd, wanted & ~event)
+            rest = wanted & ~event
+            epoll.modify(fd, rest | self._ALSO if rest == _READ else rest)
             self._wanted[fd] = wanted & ~event
             return
         # A socket without wanted events would still report its end, again and again. So it leaves the set.
@@ -153,9 +156,8 @@ class SocketSet:
         if not self._watched and not self._stays:
             self._close()
 
-    def _wanted_of(self, fd: int) -> int:
-        """Return the events that the socket with this descriptor wants. The descriptor of a closed socket is -1."""
-        return self._wanted[fd] if 0 <= fd < len(self._wanted) else 0
+    def removeWriter(self, writer: Socket) -> None:
+        self.removeReader(writer, _WRITE)
 
     def _watch(self) -> None:
         """Have the reactor report events of the set."""
@@ -316,23 +318,32 @@ class Poller(SocketSet):
 
 
 class HandshakePoller(SocketSet):
-    """Sockets of connections whose handshake is not complete: what they do may wait for established devices."""
+    """Sockets of connections whose handshake is not complete, and those that accept connections: what they do may wait for
+    established devices.
+    """
+
+    _ALSO = _CLOSED
 
     def __init__(self, reactor: Reactor, turn: EndOfTurn, established: Poller) -> None:
         super().__init__(reactor, turn)
+        self._event = _NO_EVENT
+        """Event that is being handled."""
         self._established = established
         self._scheduled: DelayedCall | None = None
         self._ends = self._serves = 0.0  # times: of the end of a turn, and of the next look at other sockets
 
     def doRead(self) -> None:
-        # The reactor calls descriptors in any order: the established devices and the broker have their turn before.
-        if self._scheduled is None:
+        # The reactor calls descriptors in any order: the established devices and the broker have their turn before. Without
+        # anything of the broker, the handshakes need no turn of their own.
+        if self._scheduled is not None:
+            return
+        self._established.serve()
+        if self._turn.urgent():
             self._scheduled = self._reactor.callLater(0, self._take)
+        else:
+            self._take()
 
     def _take(self) -> None:
-        """Handle ready sockets one by one, until something urgent arrives, or the time of a turn is over. The others are
-        reported again in the next turn.
-        """
         self._scheduled = None
         try:
             self._handle_some()
@@ -340,15 +351,28 @@ class HandshakePoller(SocketSet):
             self._failed()
 
     def _handle_some(self) -> None:
+        """Handle ready sockets one by one, until something urgent arrives, or the time of a turn is over. The others are
+        reported again in the next turn.
+        """
         self.begin_turn()
-        while self._epoll is not None:
-            ready = self._epoll.poll(0, SLICE)
-            for one in ready:
-                self._handle((one,))
+        # Until nothing is ready: a connection that was accepted has sent its ClientHello, and a turn of the reactor for that
+        # costs as much as a tenth of a handshake.
+        for _ in range(SLICES):
+            ready = () if self._epoll is None else self._epoll.poll(0, SLICE)
+            for self._event in ready:
+                self._handle((self._event,))
+                self._event = _NO_EVENT
                 if self.serve_established(self.seconds()):
                     return
-            if len(ready) < SLICE:
+            if not ready:
                 return
+
+    def may_have_closed(self, one: Reader) -> bool:
+        """Return whether the peer of a socket may have closed its side. It had not at the begin of this turn if the event that
+        is being handled is of this socket and does not say so: then no system call is needed.
+        """
+        fd, events = self._event
+        return bool(events & _CLOSED) or self._sockets[fd] is not one
 
     def begin_turn(self) -> None:
         """Begin work for handshakes, after that for established devices."""

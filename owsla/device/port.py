@@ -20,7 +20,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from OpenSSL import SSL
 from twisted.internet.protocol import ServerFactory
@@ -36,6 +36,7 @@ from .acceptor import Acceptor, Limits
 from .attacks import AttackReports, RefusedAddress
 from .closing import ClosingConnections
 from .connected_sockets import ConnectedSockets
+from .factory import DeviceFactory
 from .first_bytes import PROXY_HEADER, other_protocol
 from .listening import (
     BACKLOG,
@@ -45,7 +46,6 @@ from .listening import (
     shown_address,
     unix_path,
 )
-from .poller import Poller
 from .proxy_senders import ProxySenders, Sender
 from .socket_transport import SocketTransport
 from .sources import SourceLimits, Sources
@@ -113,6 +113,7 @@ class DevicePort(Worker):
         self._bound_to = sock.getsockname()  # the socket closes before the last page shows it
         self._tls = tls
         self._factory = factory
+        self._needs_address = not isinstance(factory, DeviceFactory)
         self._admission = limits.admission
         self._settings = settings
         self._hooks = hooks
@@ -120,9 +121,15 @@ class DevicePort(Worker):
         self._path = unix_path(sock)
         self._sources = Sources(SourceLimits(), reactor.seconds) if limits.sources is None else limits.sources
         self._reports = AttackReports(hooks.emit, reactor.seconds, self._sources, self._senders, settings.door)
-        self._acceptor = Acceptor(reactor, sock, limits, self, self._full, self._reports, self._admits, self._accepted)
+        self._acceptor = Acceptor(
+            sockets.handshake_poller, sock, limits, self, self._full, self._reports, self._admits, self._accepted
+        )
         self._closing = ClosingConnections()
+        self.established: Final = sockets.post_handshake.context
+        self.poller: Final = sockets.poller
         self._started_listening = False
+        self.resume: Final = self._acceptor.resume
+        """Function that accepts again, if there is room. It is called twice for each connection."""
         self.accepted = 0
         """Number of accepted connections. Those that were closed at once, because of their address, do not count."""
         self.handshakes = 0
@@ -274,14 +281,6 @@ class DevicePort(Worker):
         assert self._tls is not None
         return self._tls.context
 
-    @property
-    def established(self) -> SSL.Context:
-        return self._sockets.post_handshake.context
-
-    @property
-    def poller(self) -> Poller:
-        return self._sockets.poller
-
     def _admits(self, address: Any) -> bool:
         """Return whether a connection may begin that `accept` has returned with this address."""
         host = address[0] if self._path is None else None
@@ -312,6 +311,9 @@ class DevicePort(Worker):
         self._acceptor.check_room()
         return begins
 
+    def mayHaveClosed(self, transport: TLSTransport) -> bool:
+        return self._sockets.handshake_poller.may_have_closed(transport)
+
     def handshakeCompleted(self, transport: TLSTransport) -> None:
         self._admission.secured(transport, self._seconds())
         self._sockets.scheduler.proceed()
@@ -336,7 +338,8 @@ class DevicePort(Worker):
         """Connect a protocol to an open connection, or close the connection."""
         protocol = None
         if self._socket.fileno() >= 0:  # or the connection was accepted just before the port was closed
-            protocol = self._factory.buildProtocol(cast(Any, transport.getPeer()))
+            address: Any = transport.getPeer() if self._needs_address else None
+            protocol = self._factory.buildProtocol(address)
         if protocol is None:
             self.handshakes += 1
             transport.loseConnection()
@@ -356,8 +359,9 @@ class DevicePort(Worker):
 
     def connectionClosed(self, transport: SocketTransport, failed: str | None) -> None:
         self._admission.lost(transport)
-        if transport.host is not None:
-            self._sources.leave(transport.host)
+        host = transport.host
+        if host is not None:
+            self._sources.leave(host)
         self._acceptor.connection_closed()
         self._closing.remove(transport)
         if failed is not None:
@@ -375,10 +379,6 @@ class DevicePort(Worker):
         self._hooks.emit(HandshakeFailed(transport.peer, reason, who.subject, who.serial, door, who.claimed_id))
 
     # -- For `ConnectedSockets` ---------------------------------------------------------------------------------------------
-
-    def resume(self) -> None:
-        """Accept again, if there is room."""
-        self._acceptor.resume()
 
     def tick(self, now: float) -> None:
         """Open silent connections that need no handshake. Called ten times a second."""

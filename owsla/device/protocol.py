@@ -51,6 +51,7 @@ from zope.interface import implementer
 
 from ..events import BadFrame, DeviceDisconnected, LineTooLong
 from ..letter import DeliverySource, Letter
+from ..tls.refusal import HandshakeRefused
 from .connections import LINES_SENT, RECEIVED, SENT
 from .factory import DeviceFactory
 from .framing import MalformedFrame, Unfinished
@@ -213,7 +214,9 @@ class DeviceProtocol(LineReceiver):
 
     def makeConnection(self, transport: Any) -> None:
         """Connect to a `TLSTransport`, or to any other transport, through an adapter."""
-        super().makeConnection(transport if IDeviceTransport.providedBy(transport) else StockTransport(transport))
+        self.connected = 1
+        self.transport = transport if IDeviceTransport.providedBy(transport) else StockTransport(transport)
+        self.connectionMade()
 
     def connectionMade(self) -> None:
         """Begin at once on a transport without TLS. With TLS the transport calls `handshakeCompleted` later."""
@@ -224,7 +227,9 @@ class DeviceProtocol(LineReceiver):
         """Register the connection, whose device is identified now. Raise `HandshakeRefused` if it is refused."""
         factory = self.factory
         self.device_id = factory.device_id(self.transport)
-        factory.admit(self.device_id, self.transport)
+        refusal = factory.refusal(self.device_id, self.transport)
+        if refusal is not None:
+            raise HandshakeRefused(refusal)
         self.template = factory.sink.open(self.connection_id, self.device_id)
         self.opened = self._idle_since = factory.clock.seconds()
         factory.connected(self)
@@ -989,13 +994,17 @@ class DeviceProtocol(LineReceiver):
     def _finish(self, reason: str) -> None:
         factory = self.factory
         # The device is gone, so the lines that were complete are published now or never.
-        self._publish_buffered()
-        factory.discards.add(0, self.unread)
-        unterminated = self.unpublished
-        self._buffer = b""
-        self._unfinished = None
+        unterminated = 0
+        if self._paused:
+            self._publish_buffered()
+            factory.discards.add(0, self.unread)
+        if self._buffer or self._unfinished is not None:
+            unterminated = self.unpublished
+            self._buffer = b""
+            self._unfinished = None
         self._closing = self._closing or reason
-        self._settle_waiting("connection-closed")
+        if self._waiting is not None or self._ordering is not None:
+            self._settle_waiting("connection-closed")
         if self._paused:
             self._paused = 0
             factory.reading.resumed(self)

@@ -133,6 +133,8 @@ _LOSE: Final = 4
 
 _RESET: Final = struct.pack("ii", 1, 0)
 
+_DONE: Final = "closed by the device"
+
 
 @implementer(IReadWriteDescriptor, IDeviceTransport, IConsumer, IPushProducer)
 class SocketTransport(Lifecycle):
@@ -188,7 +190,10 @@ class SocketTransport(Lifecycle):
         super().__init__()
         self._reactor = reactor
         self._socket = sock
-        self._set_address(address)
+        if isinstance(address, str):
+            self._host, self._port = address, None
+        else:
+            self._host, self._port = address[:2]
         self._owner = owner
         self._stream: Any = None
         """Connection that application data is read from and written to, once the connection is open."""
@@ -441,12 +446,6 @@ class SocketTransport(Lifecycle):
         """Close the socket of a peer that does not close its side."""
         self._take("close_overdue")
 
-    def _set_address(self, address: tuple[Any, ...] | str) -> None:
-        if isinstance(address, str):
-            self._host, self._port = address, None
-        else:
-            self._host, self._port = address[:2]
-
     def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
         host, port = self._host, self._port
         if port is None:
@@ -465,7 +464,10 @@ class SocketTransport(Lifecycle):
     @property
     def peer(self) -> str:
         """Address of the peer, for events and the log."""
-        return f"unix:{self._host}" if self._port is None else address_text(self._host, self._port)
+        host, port = self._host, self._port
+        if port is None:
+            return f"unix:{host}"
+        return address_text(host, port) if ":" in host else f"{host}:{port}"
 
     @property
     def host(self) -> str | None:
@@ -662,7 +664,7 @@ class SocketTransport(Lifecycle):
         self._socket.recv(length)
         self._header = b""
         if found.source is not None:
-            self._set_address(found.source)
+            self._host, self._port = found.source
             self._via = _RELAYED
         else:
             self._via = _LOCAL if found.local else _UNKNOWN
@@ -723,7 +725,8 @@ class SocketTransport(Lifecycle):
         self._state = CLOSED
         if self._reading:
             self._reactor.removeReader(self)
-        self._stop_writing()
+        if self._writing:
+            self._stop_writing()
         self._reading = False
         self._outgoing = None
         protocol, self._protocol = self._protocol, None
@@ -756,7 +759,7 @@ class SocketTransport(Lifecycle):
 
 def is_expected(reason: Failure) -> bool:
     """Return whether a connection ended in operation, and not by an error in this program or in a dialect."""
-    return isinstance(reason.value, EXPECTED)
+    return reason is Failures.DONE or isinstance(reason.value, EXPECTED)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -778,11 +781,13 @@ def without_goodbye(sock: socket.socket) -> None:
 
 def explain(reason: Failure) -> str:
     """Return the reason for which a connection ended, for events and the log."""
+    if reason is Failures.DONE:
+        return _DONE
     error = reason.value
     if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list | tuple) and error.args[0]:
         return f"TLS: {explain_tls_error(error.args[0][-1][-1])}"
     if isinstance(error, ConnectionDone):
-        return "closed by the device"
+        return _DONE
     if isinstance(error, ConnectionLost):
         return str(error.args[0]) if reason in (Failures.SILENT, Failures.GAVE_UP) else "lost"
     return str(error) or type(error).__name__

@@ -75,7 +75,7 @@ class Sources:
         """Count a connection from an address and return `True`. Return `False` if it is to be closed at once."""
         if self._denies(host):
             return self.denied.refuse(host)
-        source = source_of(host)
+        source = host if ":" not in host else source_of(host)
         connections, limit = self._connections.get(source, 0), self.limits.connections
         if limit is not None and connections >= limit:
             return self.too_many.refuse(host)
@@ -89,7 +89,7 @@ class Sources:
 
     def leave(self, host: str) -> None:
         """Remove a connection that `enter` had counted."""
-        source = source_of(host)
+        source = host if ":" not in host else source_of(host)
         count = self._connections.get(source, 0) - 1
         if count > 0:
             self._connections[source] = count

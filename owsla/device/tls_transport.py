@@ -64,6 +64,9 @@ class TLSOwner(Owner, Protocol):
         connection is closed.
         """
 
+    def mayHaveClosed(self, transport: TLSTransport) -> bool:
+        """Return whether the peer may have closed its side of a connection. If so, the socket is asked."""
+
     def handshakeCompleted(self, transport: TLSTransport) -> None:
         """Connect a protocol (`connectProtocol`), or close the connection."""
 
@@ -84,7 +87,7 @@ class TLSTransport(SocketTransport):
         self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: TLSOwner, proxied: bool = False
     ) -> None:
         self._hello: hello.ClientHelloScan | None = None
-        super().__init__(reactor, sock, address, owner, proxied)
+        SocketTransport.__init__(self, reactor, sock, address, owner, proxied)
 
     def getHandle(self) -> SSL.Connection:
         """Return the TLS connection, which exists once the handshake has begun."""
@@ -95,7 +98,7 @@ class TLSTransport(SocketTransport):
     @property
     def tls_version(self) -> str:
         """Name of the TLS version."""
-        return self.getHandle().get_protocol_version_name()
+        return str(self._stream.get_protocol_version_name())
 
     def getPeerCertificate(self) -> Any:
         """Return the certificate of the peer, or `None`."""
@@ -177,11 +180,15 @@ class TLSTransport(SocketTransport):
         return bool(poll.poll(0))
 
     def _begin_with(self, first: bytes) -> None:
-        needed = self._needed(first)
-        greets = self._state == HELLO or len(first) < needed <= hello.LONGEST
-        if greets and self._said_too_little(first, needed):
-            return
-        if (reason := hello.refusal(first, needed)) is not None:
+        if self._hello is None and (whole := hello.whole_record(first)):
+            reason = hello.key_exchange_refusal(first[hello.HEADER : whole])
+        else:
+            needed = self._needed(first)
+            greets = self._state == HELLO or len(first) < needed <= hello.LONGEST
+            if greets and self._said_too_little(first, needed):
+                return
+            reason = hello.refusal(first, needed)
+        if reason is not None:
             self._refuse_hello(reason, len(first))
             return
         if self._owner.helloReceived(self):
@@ -249,9 +256,14 @@ class TLSTransport(SocketTransport):
 
     def _continue_handshake(self) -> None:
         """Continue a handshake that has begun, unless a signature would be made for a peer that has gone meanwhile."""
-        tls = self.getHandle()
+        tls = self._stream
         # In TLS 1.3 the signature is made together with our Finished message. Once there is one, the kernel is not asked.
-        if tls.get_finished() is None and tls.get_state_string() in _BEFORE_SIGNATURE and self._peer_gone():
+        if (
+            self._owner.mayHaveClosed(self)
+            and tls.get_finished() is None
+            and tls.get_state_string() in _BEFORE_SIGNATURE
+            and self._peer_gone()
+        ):
             self._reason = Failures.LOST
             self._take("ended")
         else:
@@ -277,13 +289,14 @@ class TLSTransport(SocketTransport):
 
     def connectProtocol(self, protocol: Any) -> None:
         """Connect the protocol of an open connection. It may raise `HandshakeRefused`, and is not connected then."""
-        super().connectProtocol(protocol)
-        if IHandshakeListener.providedBy(protocol):
-            try:
+        self._protocol = protocol
+        try:
+            protocol.makeConnection(self)
+            if IHandshakeListener.providedBy(protocol):
                 protocol.handshakeCompleted()
-            except HandshakeRefused:
-                self._protocol = None
-                raise
+        except HandshakeRefused:
+            self._protocol = None
+            raise
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -295,7 +308,7 @@ class TLSTransport(SocketTransport):
 
     def _ended(self, error: Exception) -> None:
         """Close the connection, since the peer has closed its side or violated the protocol."""
-        tls = self.getHandle()
+        tls = self._stream
         if isinstance(error, SSL.SysCallError) and tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this
         if (refusal := noted_refusal(tls)) is not None:

@@ -152,7 +152,7 @@ def make_devices(
     endpoints: DynamicSupervisor[Connection] = DynamicSupervisor(base.reactor, name="endpoints", shutdown=CLOSING_TIMEOUT)
     hangups = HangupWatch(base.reactor)
     services = DeviceServices(
-        DeviceRuntime(base.reactor, base.end_of_turn, base.emit, time.time),
+        DeviceRuntime(base.reactor, base.end_of_turn, base.events.emit, time.time),
         shared_settings(settings),
         Connections(base.ids, base.registry, endpoints),
         publishing.lines.publishers[FIRST_DOOR],

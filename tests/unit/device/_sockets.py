@@ -15,6 +15,7 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.task import Clock
 
+from owsla.device.acceptor import Acceptor
 from owsla.device.poller import SocketSet
 from owsla.tls.development import development_certificates
 from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
@@ -84,8 +85,8 @@ class Loop(Clock):
 
 
 def polled(*pollers: SocketSet) -> list[Any]:
-    """Return the sockets in the epoll sets of pollers."""
-    return [one for poller in pollers for one in poller._sockets if one is not None]
+    """Return the connections in the epoll sets of pollers."""
+    return [one for poller in pollers for one in poller._sockets if one is not None and not isinstance(one, Acceptor)]
 
 
 @cache

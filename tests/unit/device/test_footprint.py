@@ -57,6 +57,9 @@ class Owner:
     def connectionOpened(self, transport: TCPTransport) -> None:
         self.handshakeCompleted(transport)
 
+    def mayHaveClosed(self, transport: TLSTransport) -> bool:
+        return True
+
     def handshakeCompleted(self, transport: SocketTransport) -> None:
         self.endpoint = self.world.factory.buildProtocol(None)
         transport.connectProtocol(self.endpoint)

@@ -7,13 +7,18 @@ import inspect
 import os
 import select
 import socket
+import sys
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 from unittest import mock
 
 from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
+import owsla
 from owsla.device import listening as listening_module
 from owsla.device.acceptor import LOST_ALREADY, STAND_BACK, Limits, Share
 from owsla.device.admission import (
@@ -157,6 +162,10 @@ class Base(SynchronousTestCase):
             self.listener.startAccepting()
         return self.listener
 
+    def watched(self) -> list[Any]:
+        """Return the descriptors in the set of handshakes, the accepting ones included."""
+        return [one for one in self.connected.handshake_poller._sockets if one is not None]
+
     def identify(self) -> str:
         """Return the device id of a connection."""
         return "somebody"
@@ -193,13 +202,53 @@ class Base(SynchronousTestCase):
         return [event for event in self.events if isinstance(event, kind)]
 
 
+CALLS = 156
+"""Limit on calls of functions of Owsla for a connection that connects and closes, without those of the sink and of events."""
+
+LEFT_OUT = frozenset({"fileno", "port", "__len__", "<genexpr>", "<listcomp>"})
+"""Names of functions that this test calls, or that some versions of Python do not call."""
+
+
+class CallsTests(Base):
+    """Tests of the cost of a connection, in calls: unlike a time, their number is the same on all machines."""
+
+    def come_and_go(self) -> None:
+        """Connect a device, and let it close in order."""
+        client = self.device()
+        client.shutdown()
+        self.loop.until(lambda: client.ended, client.step)
+        client.close()
+        self.loop.settle()
+
+    def test_calls(self) -> None:
+        """A connection, from accepting it to its end, makes no more calls than this. A storm of devices makes nothing else."""
+        self.listen()
+        self.come_and_go()
+        folder = str(Path(owsla.__file__).parent)
+        calls: Counter[str] = Counter()
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            code = frame.f_code
+            if event == "call" and code.co_filename.startswith(folder) and code.co_name not in LEFT_OUT:
+                calls[f"{Path(code.co_filename).name}: {code.co_qualname}"] += 1
+
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            self.come_and_go()
+        finally:
+            sys.setprofile(before)
+        self.assertEqual((len(self.of_type(DeviceConnected)), len(self.of_type(DeviceDisconnected))), (2, 2))
+        self.assertLessEqual(calls.total(), CALLS, calls)
+
+
 class PortTests(Base):
     def test_opens_once(self) -> None:
         """The port opens once, with an event, when it is told to and not at the start."""
         listener = self.listen()
         listener.startListening()
         self.assertEqual(self.events, [Listening("127.0.0.1", listener.port)])
-        self.assertIn(listener._acceptor, self.loop.readers)
+        self.assertIn(listener._acceptor, self.watched())
 
     def test_not_before_the_start(self) -> None:
         """The port does not open before the service starts, nor after it has stopped."""
@@ -208,7 +257,7 @@ class PortTests(Base):
         listener.stopService()
         listener.startListening()
         self.assertEqual(self.events, [])
-        self.assertNotIn(listener._acceptor, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.watched())
 
     def test_cannot_listen(self) -> None:
         """If another process listens on the port already, the reason is logged once, and nothing is accepted."""
@@ -217,7 +266,7 @@ class PortTests(Base):
             listener.startListening()
         self.assertEqual(len(self.failures), 1)
         self.assertIn(str(listener.port), self.failures[0])
-        self.assertEqual((self.events, listener._acceptor in self.loop.readers), ([], False))
+        self.assertEqual((self.events, listener._acceptor in self.watched()), ([], False))
 
     def test_settles(self) -> None:
         """When the port opens, and after each given number of connections, objects are frozen for the garbage collector."""
@@ -302,7 +351,7 @@ class PortTests(Base):
         listener = self.listen()
         device = self.device()
         listener.stopListening()
-        self.assertNotIn(listener._acceptor, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.watched())
         device.write(b"still here\n")
         self.loop.until(lambda: self.sink.lines)
         self.assertEqual(len(self.registry), 1)
@@ -358,7 +407,7 @@ class CountingTests(Base):
         """
         listener = self.listen(max_connections=3)
         inside = [self.device() for _ in range(3)]
-        self.assertNotIn(listener._acceptor, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.watched())
         self.assertFalse(listener.accepting)
         waiting = Client(self.connect())
         for _ in range(3):
@@ -402,8 +451,8 @@ class CountingTests(Base):
             client.step()
         self.loop.settle()
         self.assertEqual((self.admission.handshaking, self.admission.waiting), (2, self.admission.max_silent))
-        self.assertNotIn(listener._acceptor, self.loop.readers)
-        self.loop.until(lambda: self.registry and listener._acceptor in self.loop.readers, *[client.step for client in clients])
+        self.assertNotIn(listener._acceptor, self.watched())
+        self.loop.until(lambda: self.registry and listener._acceptor in self.watched(), *[client.step for client in clients])
         self.assertEqual(self.of_type(Full), [])
 
     def test_silent_ones_take_no_handshake(self) -> None:
@@ -434,7 +483,7 @@ class CountingTests(Base):
             with mock.patch.object(listener._acceptor, "_socket", mock.Mock(wraps=listener._socket)) as sock:
                 sock.accept.side_effect = OSError(code, os.strerror(code))
                 waiting = Client(self.connect())
-                self.assertNotIn(listener._acceptor, self.loop.readers)
+                self.assertNotIn(listener._acceptor, self.watched())
                 self.later(3)
                 self.assertEqual(len(self.of_type(Full)), 1)
             self.later(1)
@@ -449,7 +498,7 @@ class CountingTests(Base):
             for code in (errno.EAGAIN, errno.EINTR, *LOST_ALREADY):
                 sock.accept.side_effect = OSError(code, os.strerror(code))
                 listener._acceptor.doRead()
-        self.assertIn(listener._acceptor, self.loop.readers)
+        self.assertIn(listener._acceptor, self.watched())
         self.device()
 
 
@@ -611,7 +660,7 @@ class StampedeTests(Base):
         begin = SSL.Connection.set_accept_state
         with (
             mock.patch.object(SSL.Connection, "set_accept_state", self.slowly(begin)),
-            mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)),
+            mock.patch.object(self.connected.handshake_poller, "callLater", lambda delay, call: later.append(call)),
         ):
             self.connected.scheduler.start_soon()
             for waiting in (2, 1, 0):
@@ -684,7 +733,7 @@ class StampedeTests(Base):
         begin = SSL.Connection.set_accept_state
         with (
             mock.patch.object(SSL.Connection, "set_accept_state", self.slowly(begin, 2 * UNINTERRUPTED)),
-            mock.patch.object(self.connected, "later", lambda delay, call: later.append(call)),
+            mock.patch.object(self.connected.handshake_poller, "callLater", lambda delay, call: later.append(call)),
         ):
             self.connected.scheduler.start_soon()
             later.pop()()
@@ -859,11 +908,11 @@ class StampedeTests(Base):
             client.step()
         self.knock()
         listener._acceptor.doRead()
-        self.assertEqual((self.admission.waiting, listener.evicted), (2, 0))
+        self.assertEqual((self.admission.spoken, listener.evicted), (2, 0))
         self.knock()
         self.knock()
         listener._acceptor.doRead()
-        self.assertEqual((self.admission.waiting, listener.evicted), (2, 1))
+        self.assertEqual((self.admission.spoken, listener.evicted), (2, 1))
         self.loop.until(lambda: len(self.registry) == 2, clients[0].step, clients[1].step)
 
     def test_all_have_spoken(self) -> None:
@@ -874,7 +923,8 @@ class StampedeTests(Base):
             client.step()
         clients.append(Client(self.knock()))
         listener._acceptor.doRead()
-        self.assertEqual((self.admission.connections, self.admission.waiting, listener.evicted), (5, 2, 0))
+        begun = self.admission.waiting + self.admission.handshaking
+        self.assertEqual((self.admission.connections, begun, listener.evicted), (5, 2, 0))
         clients[-1].step()
         self.loop.settle()
         self.knock()
@@ -999,7 +1049,7 @@ class SharedPortTests(Base):
         self.connect()
         self.connect()
         self.assertEqual(self.admission.connections, 1)
-        self.assertNotIn(listener._acceptor, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.watched())
         self.loop.advance(STAND_BACK)
         self.loop.settle()
         self.assertEqual(self.admission.connections, 2)
@@ -1024,7 +1074,7 @@ class SharedPortTests(Base):
         self.loop.advance(STAND_BACK)
         self.loop.settle()
         self.assertEqual(self.admission.connections, 1)
-        self.assertIn(listener._acceptor, self.loop.readers)
+        self.assertIn(listener._acceptor, self.watched())
         late.close()
 
     def test_stopped_meanwhile(self) -> None:
@@ -1037,7 +1087,7 @@ class SharedPortTests(Base):
         self.loop.advance(STAND_BACK)
         self.assertEqual(self.admission.connections, 1)
         listener.startService()
-        self.assertIn(listener._acceptor, self.loop.readers)
+        self.assertIn(listener._acceptor, self.watched())
 
 
 class TimeTests(Base):
@@ -1279,7 +1329,7 @@ class ConfigureTests(Base):
         listener.stopListening()
         self.change(5, max_per_address=3)
         self.assertFalse(listener.accepting)
-        self.assertNotIn(listener._acceptor, self.loop.readers)
+        self.assertNotIn(listener._acceptor, self.watched())
 
     def test_per_address(self) -> None:
         """A new limit for each address counts connections in all states, and each makes room when it ends."""

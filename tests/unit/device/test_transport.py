@@ -161,6 +161,9 @@ class Owner:
         self.told.append("spoke")
         return self.places > 0
 
+    def mayHaveClosed(self, transport: TLSTransport) -> bool:
+        return True
+
     def handshakeCompleted(self, transport: TLSTransport) -> None:
         self._opened("secured", transport)
 
