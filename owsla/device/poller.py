@@ -44,6 +44,10 @@ UNINTERRUPTED: Final = 0.0003
 """Seconds in which handshakes are not interrupted: for one signature, or for some ClientHellos of connections that wait then.
 Devices that send without a pause must not hold up new ones without end."""
 
+UNINTERRUPTED_SHARE: Final = 0.25
+"""Share of the time since the broker has interrupted handshakes for which it does not interrupt the next ones. While devices
+send without a pause, the broker always has something: there would be one handshake for each turn of 256 lines."""
+
 BUSY: Final = 3000.0
 """Events a second from which on the poller lingers: six of them in 2 ms. 500 lines and 500 handshakes a second are
 fewer."""
@@ -331,6 +335,8 @@ class HandshakePoller(SocketSet):
         self._established = established
         self._scheduled: DelayedCall | None = None
         self._ends = self._serves = 0.0  # times: of the end of a turn, and of the next look at other sockets
+        self._interrupted: float | None = None  # time at which the broker has interrupted the last turn
+        self._yields = 0.0  # time from which on the broker may interrupt this turn
 
     def doRead(self) -> None:
         # The reactor calls descriptors in any order: the established devices and the broker have their turn before. Without
@@ -381,6 +387,9 @@ class HandshakePoller(SocketSet):
         now = self.seconds()
         self._ends = now + HANDSHAKE_TURN
         self._serves = now + UNINTERRUPTED
+        interrupted, self._interrupted = self._interrupted, None
+        waited = 0.0 if interrupted is None else now - interrupted
+        self._yields = now + min(HANDSHAKE_TURN, UNINTERRUPTED_SHARE * waited)
 
     def has_time(self, now: float) -> bool:
         """Return whether this turn has time left for a handshake."""
@@ -397,8 +406,12 @@ class HandshakePoller(SocketSet):
         if now < self._serves:
             return False
         self._established.serve()
-        self._serves = self.seconds() + UNINTERRUPTED
-        return self._turn.urgent()
+        now = self.seconds()
+        self._serves = now + UNINTERRUPTED
+        if now < self._yields or not self._turn.urgent():
+            return False
+        self._interrupted = now
+        return True
 
     def _close(self) -> None:
         scheduled, self._scheduled = self._scheduled, None

@@ -553,6 +553,26 @@ class HandshakePollerTests(SynchronousTestCase):
         self.loop.turn()
         self.assertEqual(self.calls, ["handshake", "handshake"])
 
+    def test_a_broker_that_always_interrupts(self) -> None:
+        """Handshakes have a quarter of the time since the broker has interrupted them, whatever it has to say then."""
+        ours, broker = unix_pair()
+        self.addCleanup(ours.close)
+        self.addCleanup(broker.close)
+        self.turn.watch(ours.fileno())
+        self.addCleanup(self.turn.unwatch, ours.fileno())
+        broker.send(b"a")
+        self.many(SLICE)
+        self.loop.turn()
+        self.assertEqual(self.calls, ["handshake"])
+        # Lines take eight times as long as a handshake: two more have begun when their time is over.
+        self.loop.rightNow += 8 * 2 * UNINTERRUPTED
+        self.loop.turn()
+        self.assertEqual(len(self.calls), 3)
+        # In a time without end they have no more than a turn.
+        self.loop.rightNow += 1000 * HANDSHAKE_TURN
+        self.loop.turn()
+        self.assertIn(len(self.calls) - 3, (5, 6))
+
     def test_a_turn_has_its_time(self) -> None:
         """The time of a turn is limited also without an interruption, since the reactor has other work."""
         for each in self.many(4):
