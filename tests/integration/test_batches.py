@@ -10,7 +10,8 @@ from twisted.internet.defer import ensureDeferred
 
 from ._support.lab import Broker, Gateway, Lab
 from ._support.rabbitmq import RabbitMQ, installed
-from ._support.waiting import block_on, pause, reactor_test, until
+from ._support.waiting import block_on, pause, reactor_test
+from .test_http import http_port, metrics
 
 DEVICE_ACK = "ACK {seq}"
 
@@ -48,11 +49,14 @@ async def test_few_messages(broker: Broker, lab: Lab) -> None:
 @reactor_test
 async def test_stop_with_open_batches(broker: Broker, lab: Lab) -> None:
     """A line that waits in a batch when Owsla is stopped is published, confirmed and acknowledged at once."""
-    gateway = await lab.gateway(broker.url, batch=50, batch_delay=LONG, device_ack=DEVICE_ACK, drain_spread=0)
+    gateway = await lab.gateway(broker.url, batch=50, batch_delay=LONG, device_ack=DEVICE_ACK, drain_spread=0, http=0)
+    port = await http_port(gateway.owsla)
     device = await lab.device(gateway)
     await gateway.introduce(device)
+    assert await device.line() == b"ACK 0"
     device.send_line(b"waits")
-    await until(lambda: device.lines.clear() == [b"ACK 0"], what="the acknowledgement of the first line")
+    while (await metrics(port))['owsla_window_lines{door="default"}'] < 1:
+        await pause(0.05)
     ending = ensureDeferred(gateway.owsla.terminate())
     assert (await gateway.message(SOON)).body == b"waits"
     assert await ending == 0

@@ -215,18 +215,21 @@ async def test_back_end_is_killed_in_between(site: Site) -> None:
     node.owsla.process.signal(signal.SIGSTOP)
     site.add("door-1", "one")
     await until(lambda: site.states() == [("sent", None)])
+    # A command is marked before it is published. When the next one is marked, it has been published.
+    site.add("door-2", "nobody there")
+    await until(lambda: site.states() == [("sent", None), ("sent", None)])
     site.kill_back_end()
     node.owsla.process.signal(signal.SIGCONT)
     assert await device.line() == b"1 one"
-    assert site.states() == [("sent", None)]
+    assert site.states() == [("sent", None), ("sent", None)]
     site.back_end()
-    await site.become(DELIVERED)
+    await site.become(DELIVERED, AWAY)
     site.kill_back_end()
     site.add("door-1", "two")
-    site.query("UPDATE commands SET state = 'sent', sent_at = ? WHERE id = 2", time.time())
+    site.query("UPDATE commands SET state = 'sent', sent_at = ? WHERE id = 3", time.time())
     site.back_end()
-    assert await device.line() == b"2 two"
-    await site.become(DELIVERED, DELIVERED)
+    assert await device.line() == b"3 two"
+    await site.become(DELIVERED, AWAY, DELIVERED)
 
 
 @reactor_test

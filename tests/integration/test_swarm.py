@@ -55,8 +55,9 @@ async def test_echo(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Command
     arguments = ["--connections=10", "--seconds=1", "--processes=2", f"--histogram={tmp_path}/h.svg"]
     found = await summary(swarm(commands, gateway, "--rate=200", "--size=60", *arguments), 0)
     assert (found["connections"]["connected"], found["held"]) == (10, True)
-    assert (found["lines"]["said"], found["lines"]["bytes"]) == (200, 200 * 61)
-    assert found["answers"]["answered"] == 200
+    said = found["lines"]["said"]
+    assert 150 < said <= 200, "a busy machine is late with the last ones, which are not sent then"
+    assert (found["answers"]["answered"], found["lines"]["bytes"]) == (said, said * 61)
     due, written = found["answers"]["ms_since_due"], found["answers"]["ms_since_written"]
     assert 0 < written["p50"] <= due["p50"] <= due["p99"] <= due["max"]
     bars = [one for one in ElementTree.parse(tmp_path / "h.svg").iter() if one.get("class") == "bar"]
