@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def acknowledged(self) -> bool:
-        """Whether the server acknowledges lines."""
+        """Return whether the server acknowledges lines."""
         return self.device_ack is not None or self.protocol == "mqtt"
 
     @property
