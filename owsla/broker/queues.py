@@ -148,6 +148,18 @@ async def declare(client: BrokerClient, channel: int, queue: Queue, warn: Callab
     warn(f"the queue {queue.name} is used as it is: {error}")
 
 
+async def has_arguments(client: BrokerClient, channel: int, queue: Queue) -> bool:
+    """Return whether an existing queue has the arguments of `queue`, on a temporary channel of this number. False without
+    permission to configure it.
+    """
+    try:
+        await _declare(client, channel, queue, passive=False)
+    except Closed as closed:
+        channel_refusal(closed)
+        return False
+    return True
+
+
 async def is_stream(client: BrokerClient, channel: int, queue: str) -> bool | None:
     """Return whether an existing queue is a stream, or `None` for a user who may not read it.
 

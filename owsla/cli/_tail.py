@@ -218,6 +218,16 @@ class TakeHandler(BaseHandler):
             self._client.abort(reason.value or BrokerError(0, "the channel was closed", scope="channel"))
 
 
+async def is_stream(client: BrokerClient, queue: str) -> bool:
+    """Return whether an existing queue is a stream.
+
+    A plain queue is told from one by its declaration, which is accepted. A refused probe is a warning in the log of the broker.
+    """
+    if await queues.has_arguments(client, SCRATCH, queues.Queue(queue, {"x-queue-type": "classic"})):
+        return False
+    return bool(await queues.is_stream(client, SCRATCH, queue))
+
+
 class Shown(TypedDict):
     """Messages to show: those of a queue, up to `count` lines and the rest of their batch, or all if it is `None`."""
 
@@ -272,7 +282,7 @@ class Tail(ArrivingLines):
         super().__init__(reactor, turn, session, formatter=Formatter(form, seq_header, session.log), **what)
 
     async def up(self, client: BrokerClient) -> None:
-        if await inspect_queue(client, LOOK, self._queue) is not None and await queues.is_stream(client, SCRATCH, self._queue):
+        if await inspect_queue(client, LOOK, self._queue) is not None and await is_stream(client, self._queue):
             self._session.finish(1, f"{self._queue} is a stream, from which nothing is taken: {OFFSETS}")
             return
         self._session.log_when_ready(f"taking the messages of {self._queue}: no other back end gets them")
@@ -318,7 +328,7 @@ class Peek(Getter):
         if await inspect_queue(client, LOOK, self._queue) is None:
             self._session.finish(1, f"there is no queue {self._queue}")
             return
-        if await queues.is_stream(client, SCRATCH, self._queue):
+        if await is_stream(client, self._queue):
             self._session.finish(1, f"{self._queue} is a stream, which is read from a position: {OFFSETS}")
             return
         self._counted = await counts_returns(client, SCRATCH, self._queue)

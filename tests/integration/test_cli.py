@@ -252,6 +252,19 @@ async def test_peek(place: Place, lab: Lab, commands: Commands) -> None:
 
 
 @reactor_test
+async def test_tail_and_the_log_of_the_broker(embedded: EmbeddedBrokerProcess, lab: Lab, commands: Commands) -> None:
+    """A look at a plain queue, which is no stream, is no error in the log of the broker."""
+    gateway = await lab.gateway(embedded.url, backend=False)
+    await (await lab.device(gateway)).close()
+    before = embedded.output().count("PRECONDITION_FAILED")
+    arguments = ["--broker", embedded.url, "--from-device", gateway.from_device]
+    assert await commands.start("tail", *arguments).ended() == 0
+    take = commands.start("tail", "--take", *arguments)
+    await take.said("no other back end gets them")
+    assert embedded.output().count("PRECONDITION_FAILED") == before
+
+
+@reactor_test
 async def test_tail_of_batches(place: Place, lab: Lab, commands: Commands) -> None:
     """Tail shows each line of a batch on a line of its own. `--count` counts lines, and a batch is shown and taken as a whole.
     One that cannot be decoded is shown as one line with a warning, and stops nothing.
