@@ -41,7 +41,7 @@ from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Credential
 from owsla.broker.consumer import Consumer
 from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.door_lines import line_channel
-from owsla.broker.lines import LinePublisher
+from owsla.broker.lines import LinePublisher, PublisherOptions
 from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.window import Window
 from owsla.config.framings import read_framing
@@ -225,8 +225,9 @@ class Node:
 
     def publisher(self, device_ack: bool) -> LinePublisher:
         queue = topology.Queue("from_device")
+        options = PublisherOptions(acknowledge=device_ack)
         if self.most == 1:
-            return LinePublisher(self.clock, print, queue=queue, packer=self.packer, window=self.window, acknowledge=device_ack)
+            return LinePublisher(self.clock, print, queue=queue, packer=self.packer, window=self.window, options=options)
         return BatchPublisher(
             self.clock,
             print,
@@ -234,7 +235,7 @@ class Node:
             packer=BatchPacker(most=self.most, **self.message()),
             window=BatchWindow(10_000, 16 << 20),
             pacing=BatchPacing(self.clock, self.turn, 0.0),
-            acknowledge=device_ack,
+            options=options,
         )
 
     def connection(self) -> OpenConnection:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Unpack
+from typing import Any
 
 from ..events import Event
 from ..interfaces import Clock, LineSource
@@ -30,7 +30,7 @@ from .batch_pacing import BatchPacing
 from .batch_packing import BatchPacker, BatchRoute, BatchTemplate
 from .batch_window import BatchWindow
 from .line_traces import TraceSample
-from .lines import LinePublisher, PublisherArguments
+from .lines import DEFAULTS, LinePublisher, PublisherOptions
 from .packing import LineTooLarge, body_size
 from .refused_lines import ReturnedBatches, ReturnedLines
 from .window import Entry
@@ -48,7 +48,7 @@ class BatchPublisher(LinePublisher):
         packer: BatchPacker,
         window: BatchWindow,
         pacing: BatchPacing,
-        **more: Unpack[PublisherArguments],
+        options: PublisherOptions = DEFAULTS,
     ) -> None:
         """Take the arguments of `LinePublisher`, with a packer and a window of batches, and the times of their publication."""
         self._batch_packer = packer
@@ -57,7 +57,7 @@ class BatchPublisher(LinePublisher):
         self._open: dict[BatchRoute, None] = {}  # routes with an open batch, in the order in which these were opened
         self._tracing_some = False
         pacing.bind(self._publish_open)
-        super().__init__(clock, emit, queue=queue, packer=packer, window=window, **more)
+        super().__init__(clock, emit, queue=queue, packer=packer, window=window, options=options)
 
     def _prepare(self, packer: Any) -> tuple[TraceSample, ReturnedLines]:
         return TraceSample(), ReturnedBatches()

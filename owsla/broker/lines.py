@@ -26,7 +26,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, TypedDict
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
 
 from twisted.python.failure import Failure
 from txamqp.client import Closed
@@ -68,14 +69,24 @@ def end_connection(publisher: LinePublisher, client: BrokerClient, reason: BaseE
     client.abort(reason)
 
 
-class PublisherArguments(TypedDict, total=False):
-    """Optional arguments of a publisher of lines."""
+@dataclass(frozen=True, slots=True)
+class PublisherOptions:
+    """Options of a publisher of lines, with which it serves the connections of its door."""
 
-    door: str
-    acknowledge: bool
-    observe: Callable[[float], None] | None
-    now: Callable[[], float]
-    failed: ChannelFailed
+    door: str = FIRST_DOOR
+    """Name of the door."""
+    acknowledge: bool = False
+    """True if connections want to know which of their lines are safe."""
+    observe: Callable[[float], None] | None = None
+    """Function that is told for how many seconds some of the lines waited for their confirm."""
+    now: Callable[[], float] = time.time
+    """Function that returns the time in seconds since the epoch."""
+    failed: ChannelFailed = end_connection
+    """Function that gets the publisher another channel."""
+
+
+DEFAULTS: Final = PublisherOptions()
+"""Options of a publisher without others."""
 
 
 class LinePublisher(BaseHandler):
@@ -89,17 +100,9 @@ class LinePublisher(BaseHandler):
         queue: topology.Queue | topology.Exchange,
         packer: LinePacker | BatchPacker,
         window: Window,
-        door: str = FIRST_DOOR,
-        acknowledge: bool = False,
-        observe: Callable[[float], None] | None = None,
-        now: Callable[[], float] = time.time,
-        failed: ChannelFailed = end_connection,
+        options: PublisherOptions = DEFAULTS,
     ) -> None:
-        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there.
-
-        `acknowledge`: connections want to know what is safe. `observe` is told how many seconds some of the lines waited for
-        their confirm.
-        """
+        """`queue` is where lines go: a queue, which is declared, or an exchange, which has to be there."""
         self._emit = emit
         self._destination = Destination(queue, self._warn, packer.channel + 1)
         self._packer = packer
@@ -107,9 +110,9 @@ class LinePublisher(BaseHandler):
         self.channel = packer.channel
         """Channel for publishing. The next one is for declarations."""
         self.window = self._window = window
-        self._failed = failed
-        self._acknowledge = acknowledge
-        self._now = now
+        self._failed = options.failed
+        self._acknowledge = options.acknowledge
+        self._now = options.now
         self._client: BrokerClient | None = None
         self._direct: BrokerClient | None = None
         """`_client` if new lines are written at once; `None` if refused lines must be written first."""
@@ -120,11 +123,11 @@ class LinePublisher(BaseHandler):
             self._destination,
             window,
             self._waiting,
-            door=door,
+            door=options.door,
             route=None if packer.one_route else self._route,
             republish=self._retry,
         )
-        self._latency = ConfirmLatency(observe)
+        self._latency = ConfirmLatency(options.observe)
         self._outstanding: Counter[LineSource] | None = None
         self._blocked = False
         self.share, self.line_size = _share(window)

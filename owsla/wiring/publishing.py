@@ -16,7 +16,7 @@ from ..broker.broadcast import BroadcastRole
 from ..broker.client import FRAME_MAX
 from ..broker.courier import CourierRole
 from ..broker.door_lines import DoorLines, line_channel
-from ..broker.lines import LinePublisher, PublisherArguments
+from ..broker.lines import LinePublisher, PublisherOptions
 from ..broker.packing import LinePacker, MessageArguments
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
@@ -103,7 +103,7 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
         frame_max=FRAME_MAX,
         door=door.name if len(settings.doors) > 1 else None,
     )
-    arguments = PublisherArguments(
+    options = PublisherOptions(
         door=door.name,
         acknowledge=own.device_ack is not None,
         observe=latency.observe if settings.http is not None or settings.control != "off" else None,
@@ -118,12 +118,12 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
             packer=BatchPacker(most=own.batch, **message),
             window=BatchWindow(settings.window, settings.window_bytes),
             pacing=BatchPacing(PreciseClock(base.reactor), base.end_of_turn, own.batch_delay),
-            **arguments,
+            options=options,
         )
     else:
         packer = LinePacker(seq_header=settings.seq_header, narrow=settings.seq_type == "int32", **message)
         window = Window(settings.window, settings.window_bytes)
-        publisher = LinePublisher(base.reactor, base.emit, queue=queue, packer=packer, window=window, **arguments)
+        publisher = LinePublisher(base.reactor, base.emit, queue=queue, packer=packer, window=window, options=options)
     publisher.trace(settings.trace_lines)
     return publisher
 

@@ -11,7 +11,7 @@ from owsla.broker.batch_window import BatchWindow
 from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import BrokerError
 from owsla.broker.door_lines import ANSWER_TIMEOUT, LASTING, DoorLines, line_channel
-from owsla.broker.lines import LinePublisher, PublisherArguments
+from owsla.broker.lines import LinePublisher, PublisherOptions
 from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -55,7 +55,7 @@ class Lab:
                 frame_max=131072,
                 door=name if len(names) != 1 else None,
             )
-            more = PublisherArguments(door=name, acknowledge=True, failed=self.lines.channel_failed)
+            options = PublisherOptions(door=name, acknowledge=True, failed=self.lines.channel_failed)
             publisher: LinePublisher
             if name in batches:
                 publisher = BatchPublisher(
@@ -65,12 +65,14 @@ class Lab:
                     packer=BatchPacker(most=100, **message),
                     window=BatchWindow(messages, 1 << 20),
                     pacing=BatchPacing(self.clock, EndOfTurn(self.clock), 1.0),
-                    **more,
+                    options=options,
                 )
             else:
                 packer = LinePacker(seq_header="from_device_seq", **message)
                 window = Window(messages, 1 << 20)
-                publisher = LinePublisher(self.clock, self.events.append, queue=target, packer=packer, window=window, **more)
+                publisher = LinePublisher(
+                    self.clock, self.events.append, queue=target, packer=packer, window=window, options=options
+                )
             self.lines.add(name, publisher)
         self.devices = {name: Device(publisher, name[0]) for name, publisher in self.lines.publishers.items()}
 

@@ -22,7 +22,7 @@ from owsla.broker.batch_window import BatchWindow
 from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import BrokerError
 from owsla.broker.door_lines import line_channel
-from owsla.broker.lines import SMALLEST_SHARE, LinePublisher, PublisherArguments
+from owsla.broker.lines import SMALLEST_SHARE, LinePublisher, PublisherOptions
 from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -125,7 +125,7 @@ class Lab:
             reply_to=b"to_device.0123abcd",
             frame_max=131072,
         )
-        more = PublisherArguments(acknowledge=True, observe=self.waits.append, now=lambda: self.now)
+        options = PublisherOptions(acknowledge=True, observe=self.waits.append, now=lambda: self.now)
         self.producer: LinePublisher
         if isinstance(self.window, BatchWindow):
             self.producer = BatchPublisher(
@@ -135,12 +135,12 @@ class Lab:
                 packer=BatchPacker(most=batch, **message),
                 window=self.window,
                 pacing=BatchPacing(self.clock, EndOfTurn(self.clock), DELAY),
-                **more,
+                options=options,
             )
         else:
             packer = LinePacker(seq_header="from_device_seq", **message)
             self.producer = LinePublisher(
-                self.clock, self.events.append, queue=queue, packer=packer, window=self.window, **more
+                self.clock, self.events.append, queue=queue, packer=packer, window=self.window, options=options
             )
 
     def device(self, name: str = "a") -> Device:

@@ -17,7 +17,7 @@ from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers, ConsumerSettings, OwnQueueParts
 from owsla.broker.courier import CourierRole
 from owsla.broker.door_lines import DoorLines, line_channel
-from owsla.broker.lines import LinePublisher
+from owsla.broker.lines import LinePublisher, PublisherOptions
 from owsla.broker.own_queue import OwnQueueSettings
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole
@@ -169,9 +169,7 @@ def make_producer(server: Server) -> tuple[Role, Callable[[], object]]:
             frame_max=131072,
         ),
         window=Window(8, 1 << 20),
-        acknowledge=True,
-        observe=lambda seconds: None,
-        failed=role.channel_failed,
+        options=PublisherOptions(acknowledge=True, observe=lambda seconds: None, failed=role.channel_failed),
     )
     role.add("default", producer)
     device = Device(producer, ID)
