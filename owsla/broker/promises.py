@@ -3,7 +3,7 @@
 RabbitMQ drops messages of a queue by its own rules: a time to live, a length, an expiry of the queue, a limit of returns. A
 rule comes from an argument of the queue, or from a policy, which may be meant for all queues of a virtual host. A rule that
 drops messages breaks a promise, unless the queue has dead letters: then the operator has said where such messages go, which
-may be the queue of undeliverable messages (docs/operations.md).
+may be the queue of undeliverable messages (docs/rabbitmq.md).
 
 A stream has none of these rules, and ignores policies with them. It keeps messages that were read, and drops the oldest beyond
 an age or a size, whether they were read or not. That is what a stream is for, so no promise is broken (`retention`).

@@ -87,7 +87,7 @@ def check_server_files(cert: Path, key: Path, read: ReadFile) -> None:
 def _context() -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
-    # No session is resumed: `docs/operations.md` has the reasons, `bench/results/resumption.md` what resumption would save.
+    # No session is resumed: `docs/limits.md` has the reasons, `bench/results/resumption.md` what resumption would save.
     # With OP_NO_TICKET and without a cache TLS 1.2 has no sessions. In TLS 1.3 OpenSSL would still send two tickets, 158 bytes
     # together, for sessions that are stored nowhere: a device that presents one gets a full handshake. To send no tickets
     # takes SSL_CTX_set_num_tickets(), which pyOpenSSL does not have. So `owsla.runtime.openssl` configures OpenSSL.

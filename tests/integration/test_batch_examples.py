@@ -1,4 +1,4 @@
-"""Tests of the back ends in docs/contract.md that read batches, in four languages. The programs are used as they are, except
+"""Tests of the back ends in docs/batches.md that read batches, in four languages. The programs are used as they are, except
 for the broker and the name of the queue.
 """
 
@@ -72,7 +72,8 @@ def _run(language: str, argv: Sequence[str], reason: str, **options: Any) -> Non
 
 
 def _python(page: Page, folder: Path) -> Program:
-    source = page.block("python", "class Seen") + "\n\n" + page.block("python", "msgpack.Unpacker")
+    seen = Page("contract.md", folder / "contract").block("python", "class Seen")
+    source = seen + "\n\n" + page.block("python", "msgpack.Unpacker")
     return Program(source, "backend.py", [sys.executable, "backend.py"], {})
 
 
@@ -109,7 +110,7 @@ _LANGUAGES: Mapping[str, Callable[[Page, Path], Program]] = {
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Path]:
     """Return the program of a language, and the folder in which it runs."""
     folder = tmp_path_factory.mktemp(request.param)
-    return _LANGUAGES[request.param](Page("contract.md", folder / "page"), folder), folder
+    return _LANGUAGES[request.param](Page("batches.md", folder / "page"), folder), folder
 
 
 # -- a back end ------------------------------------------------------------------------------------------------------------

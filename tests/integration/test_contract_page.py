@@ -1,5 +1,5 @@
-"""Tests of docs/contract.md: its programs in Python are used as they are, except for the broker, the names of queues, and times
-that are shorter here.
+"""Tests of docs/contract.md and docs/backends.md: their programs in Python are used as they are, except for the broker, the
+names of queues, and times that are shorter here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Site:
     def __init__(self, lab: Lab, broker: Broker, folder: Path) -> None:
         self.lab = lab
         self.broker = broker
-        self.page = Page("contract.md", folder / "page")
+        self.contract = Page("contract.md", folder / "contract")
+        self.backends = Page("backends.md", folder / "backends")
         self.authority = Authority(folder / "authority")
         self.folder = folder / "back-end"
         self.folder.mkdir()
@@ -64,7 +65,7 @@ class Site:
 
     async def who_has(self, *device_ids: str) -> dict[str, dict[str, Any]]:
         """Run the function of the page as a program, and return its result."""
-        block = self.page.block("python", "def who_has(", {'"to_device.all"': f'"{self.to_device}.all"'})
+        block = self.contract.block("python", "def who_has(", {'"to_device.all"': f'"{self.to_device}.all"'})
         script = self.folder / "who_has.py"
         script.write_text(
             f"{block}\n\nimport sys\nconnection = pika.BlockingConnection(pika.URLParameters({self.broker.url!r}))\n"
@@ -86,7 +87,7 @@ class Site:
             "RETRY = 60": f"RETRY = {RETRY}",
         }
         script = self.folder / "commands.py"
-        script.write_text(self.page.block("python", "CREATE TABLE IF NOT EXISTS commands", replace))
+        script.write_text(self.backends.block("python", "CREATE TABLE IF NOT EXISTS commands", replace))
         self._process = self._run(script)
 
     def kill_back_end(self) -> None:

@@ -773,7 +773,7 @@ async def test_memory_is_bounded() -> None:
 
 
 def documented_back_end(url: str) -> None:
-    """Answer lines like the back end in docs/contract.md, until none has arrived for 3 seconds."""
+    """Answer lines like the back end in docs/backends.md, until none has arrived for 3 seconds."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
     channel.basic_qos(prefetch_count=200)

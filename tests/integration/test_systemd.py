@@ -324,10 +324,10 @@ async def test_socket_activate(named: bool, lab: Lab, embedded: EmbeddedBrokerPr
     assert await owsla.terminate() == 0
 
 
-# -- systemd itself, and the units of packaging/systemd and docs/operations.md -----------------------------------------------
+# -- systemd itself, and the units of packaging/systemd and docs/systemd.md --------------------------------------------------
 
 _ROOT = Path(__file__).parents[2]
-OPERATIONS = _ROOT / "docs" / "operations.md"
+PAGE = _ROOT / "docs" / "systemd.md"
 SHIPPED = _ROOT / "packaging" / "systemd"
 
 NOT_FOR_USERS = re.compile(
@@ -342,7 +342,7 @@ the Debian package have the whole unit."""
 def documented_units() -> dict[str, str]:
     """Return the unit files and drop-ins of the page, by name: each is an ini block after the path of its file."""
     path = r"`(?:/etc/systemd/system|packaging/systemd)/(\S+)`[^`]*(?:`[^`\n]+`[^`]*)*?```ini\n(.*?) *```"
-    found = re.findall(path, OPERATIONS.read_text(), re.DOTALL)
+    found = re.findall(path, PAGE.read_text(), re.DOTALL)
     return {name: re.sub("^ +", "", text, flags=re.MULTILINE) for name, text in found}
 
 
@@ -388,7 +388,7 @@ def test_exposure() -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None or _version(analyze) < 250:
         pytest.skip("systemd 250 or newer is not installed")
-    documented = re.search(r"`systemd-analyze security` rates the unit (\d+\.\d) of 10", OPERATIONS.read_text())
+    documented = re.search(r"`systemd-analyze security` rates the unit (\d+\.\d) of 10", PAGE.read_text())
     assert documented
     command = [analyze, "security", "--offline=true", "--no-pager", str(SHIPPED / "owsla.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -57,14 +57,14 @@ class MonitoringTests(SynchronousTestCase):
     """The alerts, and the table "What to watch" in certificates.md."""
 
     def setUp(self) -> None:
-        self.operations = (_ROOT / "docs" / "operations.md").read_text()
+        self.monitoring = (_ROOT / "docs" / "monitoring.md").read_text()
         watched = (_ROOT / "docs" / "certificates.md").read_text().split("## What to watch\n")[1]
         self.watched = "\n".join(line for line in watched.splitlines() if line.startswith("|"))
         self.rules = (_ROOT / "packaging" / "grafana" / "alerts.yaml").read_text()
 
     def test_metrics(self) -> None:
         """Every metric of an alert or of the table is described in the table of metrics."""
-        described = {name for row in re.findall(r"^\| (`owsla_.*?) \|", self.operations, re.M) for name in _metrics(row)}
+        described = {name for row in re.findall(r"^\| (`owsla_.*?) \|", self.monitoring, re.M) for name in _metrics(row)}
         used = {re.sub("_bucket$", "", name) for name in _metrics(self.rules) | _metrics(self.watched)}
         self.assertEqual(used - described, set())
 

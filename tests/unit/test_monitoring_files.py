@@ -157,11 +157,11 @@ class MetricsTests(Monitoring):
 
 
 class PageTests(Monitoring):
-    """The alerts in operations.md."""
+    """The alerts in monitoring.md."""
 
     def test_table(self) -> None:
         """The table of alerts has each rule of the file, with its severity, its delay and its description."""
-        section = (_ROOT / "docs" / "operations.md").read_text().split("## Alerts\n")[1].split("\n## ")[0]
+        section = (_ROOT / "docs" / "monitoring.md").read_text().split("## Alerts\n")[1].split("\n## ")[0]
         rows = re.findall(r"^\| (`Owsla.*) \|$", section, re.M)
         expected = [
             f"`{rule['alert']}` | {rule['labels']['severity']} | {rule.get('for', '-')} | {rule['annotations']['description']}"
