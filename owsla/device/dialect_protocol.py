@@ -380,8 +380,13 @@ class DialectProtocol(DeviceProtocol):
             self._answers = []
         super()._begin_close(reason, outcome)
 
+    def _publish_rest(self) -> None:
+        try:
+            self._publish_kept(at_once=True)
+        finally:
+            super()._publish_rest()
+
     def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
-        self._publish_kept(at_once=True)
         super().connectionLost(reason)
         self._over = True
         self.factory.timers.clear(self)

@@ -981,37 +981,50 @@ class DeviceProtocol(LineReceiver):
             return  # the handshake was not completed, so nobody knows the connection
         reason = transport.lossReason(reason)
         failure = None if is_expected(reason) else reason
+        # If a step fails, the others are done all the same: a message that is still held, for example, would be written later.
         try:
-            self._finish(explain(reason))
+            self._publish_rest()
         except Exception:
             failure = Failure()
+        self._closing = self._closing or explain(reason)
+        for step in (self._settle_messages, self._leave_collaborators, self._report_end):
+            try:
+                step()
+            except Exception:
+                failure = Failure()
         # Whatever failed, nothing is written any more, and no collaborator may keep the connection.
         self._can_write = False
         self._outgoing = None
         self.factory.closed(self, self.expected if self._ordering is None else self._ordering, failure)
         self.transport = None
 
-    def _finish(self, reason: str) -> None:
-        factory = self.factory
-        # The device is gone, so the lines that were complete are published now or never.
-        unterminated = 0
+    def _publish_rest(self) -> None:
+        """Publish the lines that were complete: the device is gone, so now or never."""
         if self._paused:
             self._publish_buffered()
-            factory.discards.add(0, self.unread)
-        if self._buffer or self._unfinished is not None:
-            unterminated = self.unpublished
-            self._buffer = b""
-            self._unfinished = None
-        self._closing = self._closing or reason
+            self.factory.discards.add(0, self.unread)
+
+    def _settle_messages(self) -> None:
         if self._waiting is not None or self._ordering is not None:
             self._settle_waiting("connection-closed")
+
+    def _leave_collaborators(self) -> None:
+        factory = self.factory
         if self._paused:
             self._paused = 0
             factory.reading.resumed(self)
         if self._awaiting_sink:
             factory.sink.leave(self)
-        assert self.opened is not None
         factory.skipped.closed(self)
+
+    def _report_end(self) -> None:
+        factory = self.factory
+        unterminated = 0
+        if self._buffer or self._unfinished is not None:
+            unterminated = self.unpublished
+            self._buffer = b""
+            self._unfinished = None
+        assert self.opened is not None
         factory.emit(
             DeviceDisconnected(
                 self.connection_id.decode(),

@@ -350,7 +350,7 @@ async def test_resumed(run: Run) -> None:
 async def test_an_end_that_fails(run: Run) -> None:
     """A failure while a connection is cleaned up is counted, and leaves neither a child nor a used slot behind."""
     it = await trial(run)
-    fault = await it.owsla.fail("owsla.device.protocol:DeviceProtocol._finish")
+    fault = await it.owsla.fail("owsla.device.protocol:DeviceProtocol._publish_rest")
     run.fleet.devices[0].abort()
     await fault.strikes()
     it.failures += 1

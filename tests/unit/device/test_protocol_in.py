@@ -664,7 +664,7 @@ class DeviceAckTests(SynchronousTestCase):
         endpoint, wire = world.connect()
         endpoint.confirmed(0)
         endpoint.sendLine(b"due")
-        self.patch(DeviceProtocol, "_finish", fail)
+        self.patch(DeviceProtocol, "_report_end", fail)
         world.end(endpoint)
         world.turns()
         endpoint.confirmed(1)

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.framing import LineFraming
 from owsla.device.protocol import CHUNK, DeviceProtocol
-from owsla.events import GapSkipped, SlowDevice
+from owsla.events import DeviceDisconnected, GapSkipped, SlowDevice
 
 from ._fakes import Source, Wire, World
 
@@ -22,6 +22,15 @@ def lines(wire: Wire, ending: bytes = b"\r\n") -> list[bytes]:
     data = wire.data
     assert data.endswith(ending) or not data
     return data.split(ending)[:-1]
+
+
+class Broken(Exception):
+    """Failure of a step of the end of a connection."""
+
+
+def broken(step: str) -> Any:
+    """Return a context in which this step fails before it does anything."""
+    return mock.patch.object(DeviceProtocol, step, side_effect=Broken)
 
 
 class Base(SynchronousTestCase):
@@ -584,6 +593,40 @@ class ClosingTests(Base):
         other, _ = world.connect()
         world.send(other, self.source, b"1", 1)
         self.assertEqual((world.held, world.waiting), (1, 0))
+
+    def test_an_end_that_fails(self) -> None:
+        """A failure in one step of the end of a connection keeps no other step from being done."""
+        for step in ("_publish_rest", "_settle_messages", "_leave_collaborators", "_report_end"):
+            with self.subTest(step):
+                self.source = Source()
+                world = self.world()
+                self.wire.room = 0
+                self.send(world, 0)
+                world.turns()
+                self.send(world, 1, None, 4, 3)
+                self.endpoint.stall()
+                with broken(step):
+                    world.end(self.endpoint)
+                done = {
+                    "_settle_messages": (self.source.outstanding, world.held, world.waiting) == (0, 0, 0),
+                    "_leave_collaborators": world.factory.reading.count == 0,
+                    "_report_end": len(world.of_type(DeviceDisconnected)) == 1,
+                }
+                self.assertEqual([name for name in done if not done[name] and name != step], [])
+                self.assertEqual((world.endpoints.failures, len(self.flushLoggedErrors(Broken))), (1, 1))
+                self.assertEqual(lines(self.wire), [b"0"])
+
+    def test_a_settlement_that_fails(self) -> None:
+        """If the messages of a connection could not be recorded at its end, the held ones are when their gap is skipped."""
+        world = self.world()
+        self.send(world, 4, 3)
+        with broken("_settle_messages"):
+            world.end(self.endpoint)
+        self.assertEqual(world.held, 2)
+        world.later(120)
+        self.assertEqual(world.courier.reasons, [(b"3", "connection-closed"), (b"4", "connection-closed")])
+        self.assertEqual((self.source.outstanding, world.held, self.wire.written), (0, 0, []))
+        self.assertEqual(len(self.flushLoggedErrors(Broken)), 1)
 
     def test_lost_in_the_turn_of_a_line(self) -> None:
         """A connection that is lost in the turn in which a line was written is no error."""
