@@ -8,7 +8,7 @@ lines keep their order, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .batch import Batch
@@ -22,6 +22,9 @@ class BatchWindow(Window):
 
     def count(self, entries: list[Entry]) -> int:
         return sum(len(entry.batch) for entry in entries if entry.batch is not None)
+
+    def lines(self, entries: list[Entry]) -> Iterable[tuple[Any, int]]:
+        return [line for entry in entries if entry.batch is not None for line in entry.batch.lines()]
 
     def hold(self, size: int, lines: int = 1) -> None:
         """Count lines that wait in an open batch, with the size of their elements in bytes."""
@@ -49,13 +52,16 @@ class BatchWindow(Window):
         self.size += len(entry.packed)
 
     def recut(self, cut: Callable[[Entry], list[Entry]]) -> None:
-        """Replace each batch by those that `cut` makes of it, because the broker accepts only smaller messages.
+        """Replace each batch by those that `cut` makes of it, because the broker accepts only smaller messages. Give up the
+        lines that are in none of these.
 
         The channel has ended, so that no tag can be answered any more. `restart` publishes the batches.
         """
         before = self._in_order()
         after = [one for entry in before for one in cut(entry)]
-        self.messages += self.count(after) - self.count(before)
+        lines = self.count(before) - self.count(after)
+        self.messages -= lines
+        self.given_up_lines += lines
         self.size += sum(len(entry.packed) for entry in after) - sum(len(entry.packed) for entry in before)
         self._renumber(after)
 

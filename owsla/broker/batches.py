@@ -18,7 +18,7 @@ A line that begins a trace is a batch of its own, whose message has the trace co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..events import Event
@@ -96,7 +96,7 @@ class BatchPublisher(LinePublisher):
             self._add(template.route, source, seq, element, received or now)
         window = self._window
         if self._latency.since is None:
-            self._latency.follow(now, self.confirmed_lines + window.messages)
+            self._latency.follow(now, window.confirmed_lines + window.messages)
         if self._outstanding is not None:
             self._outstanding[source] += 1
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
@@ -118,7 +118,7 @@ class BatchPublisher(LinePublisher):
         source.seq = first + taken
         self._add_lines(template.route, source, first, elements, received or now)
         if self._latency.since is None:
-            self._latency.follow(now, self.confirmed_lines + window.messages)
+            self._latency.follow(now, window.confirmed_lines + window.messages)
         if self._outstanding is not None:
             self._outstanding[source] += taken
         if window.messages >= window.max_messages:
@@ -192,7 +192,7 @@ class BatchPublisher(LinePublisher):
             window.defer_batch(entry)
             self._refused.deferred(entry)
             # Only now its lines count as refused ones, for which no connection waits with its next share.
-            self._waiting.grant_shares(self._left)
+            self._waiting.grant_shares(self._window.settled)
             return
         window.add_batch(entry)
         if client is not None:
@@ -217,9 +217,6 @@ class BatchPublisher(LinePublisher):
             if route.batch is not None:
                 lines.update(route.batch.sources)
         return lines
-
-    def _lines_of(self, entries: list[Entry]) -> Iterable[tuple[LineSource, int]]:
-        return [line for entry in entries if entry.batch is not None for line in entry.batch.lines()]
 
     # -- the size limit of the broker ------------------------------------------------------------------------------------
 

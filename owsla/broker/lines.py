@@ -132,12 +132,6 @@ class LinePublisher(BaseHandler):
         self._blocked = False
         self.share, self.line_size = _share(window)
         self.accepting = False
-        self.confirmed_lines = 0
-        """Lines confirmed by the broker."""
-        self.confirmed_messages = 0
-        """Messages confirmed by the broker: fewer than lines where these travel in batches."""
-        self.given_up_lines = 0
-        """Published lines that were given up, because they exceed the size limit of the broker."""
 
     def _prepare(self, packer: Any) -> tuple[TraceSample, ReturnedLines]:
         """Make what depends on the form of a message."""
@@ -212,7 +206,7 @@ class LinePublisher(BaseHandler):
         else:
             self._publish_behind(source, seq, packed)
         if self._latency.since is None:
-            self._latency.follow(now, self.confirmed_lines + window.messages)
+            self._latency.follow(now, window.confirmed_lines + window.messages)
         if self._outstanding is not None:
             self._outstanding[source] += 1
         if window.messages >= window.max_messages or window.size >= window.max_bytes:
@@ -245,7 +239,7 @@ class LinePublisher(BaseHandler):
             window.add_lines(source, first, packed)
             direct.write(b"".join(packed))
             if self._latency.since is None:
-                self._latency.follow(now, self.confirmed_lines + window.messages)
+                self._latency.follow(now, window.confirmed_lines + window.messages)
             if self._outstanding is not None:
                 self._outstanding[source] += taken
             if space <= 0 or window.messages >= window.max_messages:
@@ -292,21 +286,14 @@ class LinePublisher(BaseHandler):
     def wait(self, source: LineSource, since: int = 0) -> None:
         if self._refused.wait(source):
             return
-        if since > self._left:
+        if since > self._window.settled:
             self._waiting.add_sharing(source, since)
         else:
             self._waiting.add((source,))
             self._waiting.resume_soon()
 
-    @property
-    def _left(self) -> int:
-        """Number of lines that have left the window, or were refused."""
-        return self.confirmed_lines + self.given_up_lines + self._window.refused_lines
-
     def position(self, since: int) -> int:
-        if self._left < since:
-            return -1
-        return self.confirmed_lines + self.given_up_lines + self._window.messages
+        return -1 if self._window.settled < since else self._window.entered
 
     @property
     def spare(self) -> int:
@@ -335,10 +322,6 @@ class LinePublisher(BaseHandler):
             outstanding[source] -= 1
             if not outstanding[source]:
                 del outstanding[source]  # a Counter keeps zeros, and with them connections that have ended
-
-    def _lines_of(self, entries: list[Entry]) -> Iterable[tuple[LineSource, int]]:
-        """Return the connection and the number of each line of some entries."""
-        return [(entry.source, entry.seq) for entry in entries]
 
     @property
     def unconfirmed_since(self) -> float | None:
@@ -422,10 +405,9 @@ class LinePublisher(BaseHandler):
                 "or raise RabbitMQ's max_message_size and restart Owsla"
             )
             self._latency.restart()  # the count of the followed line included these
-        self.given_up_lines += len(hopeless)
         if self._outstanding is not None:
             self._settle(self._outstanding, [source for source, _ in hopeless])
-        self._waiting.grant_shares(self._left)
+        self._waiting.grant_shares(self._window.settled)
         for source, line in hopeless:
             try:
                 self._reject(source, LineTooLarge(f"{line}, and the limit of the broker is {largest}"))
@@ -451,17 +433,15 @@ class LinePublisher(BaseHandler):
             return
         if self._returned.routing_keys:
             entries = self._without_returned(entries)
-        self.confirmed_messages += len(entries)
-        confirmed = self.confirmed_lines = self.confirmed_lines + self._window.count(entries)
-        if confirmed >= self._latency.followed:
+        window = self._window
+        if window.confirmed_lines >= self._latency.followed:
             self._latency.record(self._now())
-        left = confirmed + self.given_up_lines + self._window.refused_lines
-        if left >= self._waiting.next_share:
-            self._waiting.grant_shares(left)
+        if (settled := window.settled) >= self._waiting.next_share:
+            self._waiting.grant_shares(settled)
         if self._outstanding is not None:
-            self._settle(self._outstanding, [source for source, _ in self._lines_of(entries)])
+            self._settle(self._outstanding, [source for source, _ in window.lines(entries)])
         if self._acknowledge:
-            for source, seq in self._lines_of(entries):
+            for source, seq in window.lines(entries):
                 try:
                     source.confirmed(seq)
                 except Exception:
@@ -471,7 +451,7 @@ class LinePublisher(BaseHandler):
             self._choose_direct()
             if resumed:
                 self._reopen()
-        if not self.accepting and self._window.roomy:
+        if not self.accepting and window.roomy:
             self._reopen()
 
     def refused(self, tag: int, multiple: bool) -> None:
@@ -484,7 +464,7 @@ class LinePublisher(BaseHandler):
             self._pause()
             self._refused.nacked(entries)
             self._choose_direct()
-            self._waiting.grant_shares(self._left)
+            self._waiting.grant_shares(self._window.settled)
 
     def returned(self, reason: str, routing_key: str, header: bytes, body: bytes) -> None:
         try:

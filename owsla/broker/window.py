@@ -22,6 +22,7 @@ Invariants:
 - After `retry` and `restart` the lines of a connection are published in the order of their numbers. A line may be published
   twice; back ends drop the second copy by its number.
 - `messages` and `size` count published and refused lines, without placeholders.
+- `entered` is `messages` plus the lines that have left: `confirmed_lines` and `given_up_lines`.
 """
 
 from __future__ import annotations
@@ -84,6 +85,9 @@ class Window:
         "_first",
         "_max_entries",
         "_refused",
+        "confirmed_lines",
+        "confirmed_messages",
+        "given_up_lines",
         "max_bytes",
         "max_messages",
         "messages",
@@ -109,10 +113,20 @@ class Window:
         self._refused: list[Entry] = []
         self.refused_lines = 0
         """Number of refused lines that wait for `retry`."""
+        self.confirmed_lines = 0
+        """Number of lines that were confirmed so far."""
+        self.confirmed_messages = 0
+        """Number of confirmed messages: fewer than lines where these travel in batches."""
+        self.given_up_lines = 0
+        """Number of lines that were given up so far."""
 
     def count(self, entries: list[Entry]) -> int:
         """Return the number of lines in some entries."""
         return len(entries)
+
+    def lines(self, entries: list[Entry]) -> Iterable[tuple[Any, int]]:
+        """Return the connection and the number of each line of some entries."""
+        return [(entry.source, entry.seq) for entry in entries]
 
     def configure(self, max_messages: int, max_bytes: int) -> None:
         """Change the limits. Lines beyond them stay, and the window is full until enough of them are confirmed."""
@@ -132,6 +146,18 @@ class Window:
         """True if at least an eighth is free, so that reading from devices may resume: with less, each confirm would resume and
         pause it."""
         return self.messages <= self.max_messages * 7 // 8 and self.size <= self.max_bytes * 7 // 8
+
+    @property
+    def entered(self) -> int:
+        """Number of lines that have entered the window so far."""
+        return self.confirmed_lines + self.given_up_lines + self.messages
+
+    @property
+    def settled(self) -> int:
+        """Number of lines that were confirmed, refused or given up so far. Refused ones may stay for hours; so they do not hold
+        up the shares of other connections.
+        """
+        return self.confirmed_lines + self.given_up_lines + self.refused_lines
 
     @property
     def spare(self) -> int:
@@ -174,7 +200,10 @@ class Window:
         """Confirm a tag, or all up to it. Return the confirmed lines in order. Raise `UnknownTag` for a tag that is not
         pending."""
         confirmed = self._take(tag, multiple)
-        self.messages -= self.count(confirmed)
+        lines = self.count(confirmed)
+        self.messages -= lines
+        self.confirmed_lines += lines
+        self.confirmed_messages += len(confirmed)
         for entry in confirmed:
             self.size -= len(entry[2])
         return confirmed
@@ -191,6 +220,8 @@ class Window:
         lines = self.count(entries)
         self.messages += lines
         self.refused_lines += lines
+        self.confirmed_lines -= lines
+        self.confirmed_messages -= len(entries)
         self.size += sum(len(entry.packed) for entry in entries)
         self._refused += entries
 
@@ -271,7 +302,9 @@ class Window:
             if waiting is not None and waiting is not _REPEATED and unpublishable(waiting.packed):
                 given_up.append(waiting)
                 self._entries[index] = _REPEATED
-        self.messages -= self.count(given_up)
+        lines = self.count(given_up)
+        self.messages -= lines
+        self.given_up_lines += lines
         self.size -= sum(len(entry.packed) for entry in given_up)
         return given_up
 

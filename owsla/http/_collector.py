@@ -166,15 +166,21 @@ class OwslaCollector(Collector):
     def _lines(self) -> Iterator[Metric]:
         devices = self._readings.devices
         lines = {name: door.lines for name, door in self._readings.doors.items()}
-        confirmed = {name: each.confirmed_lines for name, each in lines.items()}
-        received = {name: confirmed[name] + each.given_up_lines + each.window.messages for name, each in lines.items()}
-        yield _counters("owsla_lines_received", "Lines from devices.", "door", received)
-        yield _counters("owsla_lines_confirmed", "Lines from devices that the broker has confirmed.", "door", confirmed)
+        windows = {name: each.window for name, each in lines.items()}
+        yield _counters(
+            "owsla_lines_received", "Lines from devices.", "door", {name: each.entered for name, each in windows.items()}
+        )
+        yield _counters(
+            "owsla_lines_confirmed",
+            "Lines from devices that the broker has confirmed.",
+            "door",
+            {name: each.confirmed_lines for name, each in windows.items()},
+        )
         yield _counters(
             "owsla_line_messages_confirmed",
             "Messages with lines from devices that the broker has confirmed: with --batch fewer than lines.",
             "door",
-            {name: each.confirmed_messages for name, each in lines.items()},
+            {name: each.confirmed_messages for name, each in windows.items()},
         )
         yield _counters(
             "owsla_lines_traced",
@@ -207,7 +213,7 @@ class OwslaCollector(Collector):
             "door",
             {name: each.accepting for name, each in lines.items()},
         )
-        yield from self._windows({name: each.window for name, each in lines.items()})
+        yield from self._windows(windows)
         latency = HistogramMetricFamily(
             "owsla_publish_to_confirm_seconds",
             "Time from publishing a line to its confirm, including outages. A sample: one line at a time is measured.",

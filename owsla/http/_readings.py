@@ -135,23 +135,25 @@ class DeviceReadings(Protocol):
 
 
 class WindowReadings(Protocol):
-    """Published, unconfirmed lines."""
+    """Published, unconfirmed lines, and counters of those that were."""
 
     messages: int
     size: int
     max_messages: int
     max_bytes: int
+    confirmed_lines: int
+    confirmed_messages: int
+    """Messages with lines that the broker has confirmed: with `--batch` fewer than lines."""
+
+    @property
+    def entered(self) -> int:
+        """Number of lines so far: confirmed, unconfirmed, or given up because the broker would never accept them."""
 
 
 class LineReadings(Protocol):
     """Counters of the published lines of a door."""
 
     accepting: bool
-    confirmed_lines: int
-    confirmed_messages: int
-    """Messages with lines that the broker has confirmed: with `--batch` fewer than lines."""
-    given_up_lines: int
-    """Lines given up because the broker would never accept them."""
 
     @property
     def traced_lines(self) -> int:

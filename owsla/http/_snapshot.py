@@ -64,7 +64,7 @@ def snapshot_of(readings: Readings) -> Snapshot:
         connects=sum(door.port.accepted for door in doors),
         handshakes=sum(door.port.handshakes for door in doors),
         failed_handshakes=sum(door.port.failed_handshakes for door in doors),
-        lines_in=sum(each.confirmed_lines + each.given_up_lines + each.window.messages for each in lines),
+        lines_in=sum(each.window.entered for each in lines),
         lines_out=readings.devices.lines_out,
         latency=tuple(map(sum, zip(*(door.latency.counts for door in doors), strict=True))),
         **_of_process(readings.started, readings.lateness),

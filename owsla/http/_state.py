@@ -204,7 +204,7 @@ def _door(door: DoorReadings) -> DoorNumbers:
         taking=int(lines.accepting),
         connections=door.admission.connections,
         max_connections=door.admission.max_connections,
-        lines_in=lines.confirmed_lines + lines.given_up_lines + lines.window.messages,
+        lines_in=lines.window.entered,
         unconfirmed=lines.window.messages,
         window=lines.window.max_messages,
     )

@@ -160,7 +160,7 @@ class BatchTests(BrokerTestCase):
         self.assertFalse(lab.producer.settled(a))
         lab.server.ack(LINES, 1)
         self.assertTrue(lab.producer.settled(a))
-        self.assertEqual((lab.producer.confirmed_lines, lab.producer.confirmed_messages), (4, 2))
+        self.assertEqual((lab.window.confirmed_lines, lab.window.confirmed_messages), (4, 2))
         self.assertEqual((lab.window.messages, lab.window.size), (0, 0))
 
     def test_refused(self) -> None:
@@ -528,7 +528,7 @@ class BatchTests(BrokerTestCase):
             lab.clock.advance(DELAY)
             lab.server.settle()
             self.assertEqual(sizes(lab), expected)
-            self.assertEqual((lab.producer.unconfirmed, lab.producer.given_up_lines), (sum(expected), 7 - sum(expected)))
+            self.assertEqual((lab.producer.unconfirmed, lab.window.given_up_lines), (sum(expected), 7 - sum(expected)))
 
     def test_too_large_alone(self) -> None:
         """A line that exceeds the limit of the broker alone is given up, and its connection closed. Others are published."""
@@ -549,7 +549,7 @@ class BatchTests(BrokerTestCase):
         (reason,) = device.closed
         self.assertRegex(reason, r"^a line that makes a batch of 30\d\d bytes, and the limit of the broker is 2000$")
         self.assertEqual(other.closed, [])
-        self.assertEqual(lab.producer.given_up_lines, 1)
+        self.assertEqual(lab.window.given_up_lines, 1)
         self.assertTrue(any(isinstance(event, BrokerWarning) and "max_message_size" in str(event) for event in lab.events))
         self.assertEqual(lab.publish_together(other, b"w", b"x" * 3000, b"y"), 1)
         self.assertEqual((len(other.closed), other.seq), (1, 3))

@@ -247,7 +247,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 2)
         self.lab.server.ack(LINES, 3, True)
         self.assertEqual((self.device.safe, other.safe), ([1, 0], [0]))
-        self.assertEqual((self.lab.producer.unconfirmed, self.lab.producer.confirmed_lines), (0, 3))
+        self.assertEqual((self.lab.producer.unconfirmed, self.lab.window.confirmed_lines), (0, 3))
 
     def test_followed(self) -> None:
         """One line at a time is followed to its confirm, also through a return or a reconnect; then the next one."""
@@ -869,7 +869,7 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 2, True)
         self.assertEqual((self.device.safe, other.safe), ([1], [0]))
         self.assertTrue(self.lab.producer.settled(self.device))
-        self.assertEqual((self.lab.producer.given_up_lines, self.lab.producer.unconfirmed, self.lab.window.size), (1, 0, 0))
+        self.assertEqual((self.lab.window.given_up_lines, self.lab.producer.unconfirmed, self.lab.window.size), (1, 0, 0))
 
     def test_too_large_the_next_time(self) -> None:
         """A line above the known limit of the broker is not published: its connection is closed at once, with a log line. None
@@ -1233,7 +1233,7 @@ class ProducerMachine(RuleBasedStateMachine):
         assert not self.lab.server.lost
         # Confirmed and unconfirmed lines are all lines, at any time: the number of received lines is computed from them.
         published = sum(device.seq for device in self.devices)
-        assert self.lab.producer.confirmed_lines + self.lab.window.messages == published
+        assert self.lab.window.confirmed_lines + self.lab.window.messages == published
         for device in self.devices:
             name = device.connection_id.decode()
             numbers = [number for one, number in self.queue if one == name]

@@ -40,6 +40,7 @@ class WindowMachine(RuleBasedStateMachine):
         self.unsafe: set[Line] = set()
         self.was_refused = False
         self.repeated: set[int] = set()
+        self.given_up = 0
 
     def publish(self, line: Line) -> None:
         self.unanswered[self.tag] = line
@@ -125,6 +126,7 @@ class WindowMachine(RuleBasedStateMachine):
         gone = {line for line in self.unsafe if hopeless(packed(line))}
         assert sorted(lines(self.window.give_up(hopeless))) == sorted(gone)
         self.unsafe -= gone
+        self.given_up += len(gone)
         self.refused -= gone
         self.repeated.update(tag for tag, line in self.unanswered.items() if line in gone)
 
@@ -175,6 +177,10 @@ class WindowMachine(RuleBasedStateMachine):
         assert window.full == (window.messages >= self.bound or window.size >= 200)
         assert not (window.roomy and window.full)
         assert window.refused == bool(self.refused)
+        assert window.entered == sum(self.next_seq.values())
+        assert window.given_up_lines == self.given_up
+        assert window.settled == window.entered - len(self.unsafe - self.refused)
+        assert window.confirmed_messages == window.confirmed_lines
         assert sorted(window.sources()) == sorted(source for source, _ in self.unsafe)
         # Unanswered lines are kept, and a bounded number of gaps between them.
         kept = [tag for tag, entry in enumerate(window._entries, window._first) if entry is not None]

@@ -86,15 +86,19 @@ class FakeWindow:
     size: int = 0
     max_messages: int = 10_000
     max_bytes: int = 1 << 24
+    confirmed_lines: int = 0
+    confirmed_messages: int = 0
+    given_up_lines: int = 0
+
+    @property
+    def entered(self) -> int:
+        return self.confirmed_lines + self.given_up_lines + self.messages
 
 
 @dataclass
 class FakeLines:
     window: FakeWindow = field(default_factory=FakeWindow)
     accepting: bool = True
-    confirmed_lines: int = 0
-    confirmed_messages: int = 0
-    given_up_lines: int = 0
     traced_lines: int = 0
     unconfirmed_since: float | None = None
 
@@ -219,7 +223,7 @@ class World:
 
 def door(*, taking: bool = True, accepting: bool = True, connections: int = 0, unconfirmed: int = 0) -> DoorReadings:
     """A door, to be added to those of a world."""
-    lines = FakeLines(FakeWindow(messages=unconfirmed, max_messages=20_000), accepting=taking, confirmed_lines=7)
+    lines = FakeLines(FakeWindow(messages=unconfirmed, max_messages=20_000, confirmed_lines=7), accepting=taking)
     return DoorReadings(FakePort(accepting=accepting), FakeDoorAdmission(connections, 500), lines)
 
 

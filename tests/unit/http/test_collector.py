@@ -118,8 +118,10 @@ class CollectorTests(SynchronousTestCase):
         world = self.world
         other = World()
         other.port.handshakes, other.port.turned_away, other.door_admission.connections = 3, 4, 5
-        other.lines.confirmed_lines, other.lines.given_up_lines, other.window.messages, other.window.size = 60, 1, 7, 700
-        other.lines.traced_lines, other.lines.confirmed_messages = 6, 3
+        window = other.window
+        window.confirmed_lines, window.confirmed_messages, window.given_up_lines = 60, 3, 1
+        window.messages, window.size = 7, 700
+        other.lines.traced_lines = 6
         other.lines.accepting, other.lines.unconfirmed_since = False, NOW - 2.5
         world.doors["meters"] = other.doors[FIRST_DOOR]
         world.doors["meters"].latency.observe(0.1)
@@ -159,14 +161,14 @@ class CollectorTests(SynchronousTestCase):
     def test_lines(self) -> None:
         """A line is received when it is published; a confirm moves it from the window and changes nothing of that."""
         world = self.world
-        world.lines.confirmed_lines, world.window.messages, world.window.size = 90, 10, 2000
+        world.window.confirmed_lines, world.window.messages, world.window.size = 90, 10, 2000
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
         self.assertEqual(self.value("owsla_lines_confirmed_total"), 90)
-        world.lines.confirmed_lines, world.window.messages = 95, 5
+        world.window.confirmed_lines, world.window.messages = 95, 5
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
-        world.lines.given_up_lines, world.window.messages = 2, 3
+        world.window.given_up_lines, world.window.messages = 2, 3
         self.assertEqual(self.value("owsla_lines_received_total"), 100)
-        world.lines.given_up_lines, world.window.messages = 0, 5
+        world.window.given_up_lines, world.window.messages = 0, 5
         self.assertEqual(self.value("owsla_window_lines"), 5)
         self.assertEqual(self.value("owsla_window_bytes"), 2000)
         self.assertEqual(self.value("owsla_window_limit_lines"), 10_000)

@@ -140,7 +140,7 @@ class SnapshotTests(SynchronousTestCase):
         """A snapshot of a worker arrives at its parent as it was."""
         world = World()
         world.port.accepted, world.port.handshakes, world.port.failed_handshakes = 9, 7, 2
-        world.lines.confirmed_lines, world.lines.given_up_lines, world.window.messages = 100, 1, 5
+        world.window.confirmed_lines, world.window.given_up_lines, world.window.messages = 100, 1, 5
         world.devices.lines_out = 50
         world.admission.open = 6
         world.readings.lateness.observe(0.01)
