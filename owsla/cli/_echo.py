@@ -7,7 +7,8 @@ No line is lost: it is acknowledged only when the broker has confirmed its answe
 delivers it again. No device gets an answer twice, even if it is published twice: the answer carries the number of the line.
 
 Of a stream it answers the lines that come while it runs. A stream does not know what was acknowledged: after a lost connection
-the echo goes on with the first message that was not.
+the echo goes on with the first message that was not. If none had come, it goes on with those that came since it began, by the
+clock of this process; the broker finds them to the second, so lines of the second before may be among them.
 
 With batches, a message has many lines. Each is answered, and the message is acknowledged when the broker has confirmed all of
 the answers. While too many answers are unconfirmed, batches wait undecoded.
@@ -20,7 +21,9 @@ makes no difference here: without confirms there is nothing to acknowledge.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from twisted.internet.defer import ensureDeferred
@@ -30,7 +33,7 @@ from txamqp.client import Closed
 from .. import trace_context
 from ..amqp import wire
 from ..amqp.methods import encode_method
-from ..amqp.wire import WireError
+from ..amqp.wire import Timestamp, WireError
 from ..batch_format import HEADER, BatchError, decode
 from ..broker import queues
 from ..broker.acks import AckTracker
@@ -42,6 +45,7 @@ from ..runtime.end_of_turn import EndOfTurn
 from ..trace_context import TRACEPARENT, TRACESTATE
 from ._running import Session
 from ._stream_offset import OFFSET, UnfinishedOffsets
+from ._tail import is_stream
 
 LINES: Final = 1
 """Number of the channel for lines and answers."""
@@ -160,7 +164,7 @@ class Answerer(BaseHandler):
         prefix: bytes,
         position: int | None = None,
     ) -> None:
-        """`position` is where to begin in a stream, and `None` for a queue, or for the messages that come."""
+        """`position`: offset or time at which to begin in a stream; `None` for a queue, or for the messages that come."""
         self._clock = clock
         self._turn = turn
         self._session = session
@@ -191,7 +195,7 @@ class Answerer(BaseHandler):
 
     @property
     def position(self) -> int | None:
-        """Position of the first message of a stream that is not acknowledged; `None` if no message of a stream has come."""
+        """Position of the first message of a stream that is not acknowledged; if none has come, that of the constructor."""
         return self._unfinished.first
 
     def stop(self) -> None:
@@ -343,7 +347,9 @@ class Echo:
         to_device: str,
         seq_header: str,
         prefix: bytes = b"",
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """`now` returns the time in seconds since the epoch."""
         self._reactor = reactor
         self._turn = turn
         self._session = session
@@ -352,12 +358,19 @@ class Echo:
         self._seq_header = seq_header
         self._prefix = prefix
         self._answerer: Answerer | None = None
+        self._now = now
+        self._began: Timestamp | None = None
         self._position: int | None = None
         session.log_when_ready(f"answering the lines of {from_device}")
 
     async def up(self, client: BrokerClient) -> None:
         for queue in (self._from_device, self._to_device):
             await queues.declare(client, SCRATCH, queues.Queue(queue), self._session.log)
+        if self._began is None:
+            self._began = Timestamp(self._now())
+        elif self._position is None and await is_stream(client, self._from_device):
+            # No message has come yet. Those that came while there was no connection would not come by themselves.
+            self._position = self._began
         self._answerer = Answerer(
             self._reactor,
             self._turn,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Unpack
 
+from ..amqp.wire import Timestamp
 from ..broker import queues
 from ..broker.client import BrokerClient
 from ..broker.queue_state import inspect_queue
@@ -33,6 +35,9 @@ class StreamFormatter(Formatter):
 class ReadStream(ArrivingLines):
     """The `Role` of `owsla tail --offset`. After a lost connection it goes on behind the last message that arrived.
 
+    If none had arrived, `next` and `last` would be a later place by then. It goes on with the messages that came since it
+    began, by the clock of this process, to the second.
+
     An acknowledgement takes nothing from a stream; with the prefetch it limits what has arrived and is not written yet.
     """
 
@@ -45,9 +50,11 @@ class ReadStream(ArrivingLines):
         form: Format,
         seq_header: str,
         offset: Offset,
+        now: Callable[[], float] = time.time,
         **what: Unpack[Shown],
     ) -> None:
-        """Begin at `offset`."""
+        """Begin at `offset`. `now` returns the time in seconds since the epoch."""
+        self._now = now
         self._stream = StreamFormatter(form, seq_header, session.log, offset)
         super().__init__(reactor, turn, session, formatter=self._stream, **what)
 
@@ -59,4 +66,7 @@ class ReadStream(ArrivingLines):
             self._session.finish(1, f"{self._queue} is not a stream: --offset is for streams only")
             return
         self._session.log_when_ready(f"reading the stream {self._queue}")
-        await self.show(client, {OFFSET: self._stream.position})
+        position = self._stream.position
+        if position in ("next", "last"):
+            self._stream.position = Timestamp(self._now())
+        await self.show(client, {OFFSET: position})

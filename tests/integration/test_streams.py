@@ -430,3 +430,38 @@ async def test_echo(node: RabbitMQ, lab: Lab, commands: Commands) -> None:
     await proxy.start()
     assert [await device.line(60) for _ in range(3)] == [b"0 %d" % number for number in range(3, 6)]
     assert await echo.interrupt() == 0
+
+
+@pytest.mark.parametrize("command", ["echo", "tail"])
+@reactor_test
+async def test_broken_before_the_first_message(node: RabbitMQ, lab: Lab, commands: Commands, command: str) -> None:
+    """The lines that come after the start of `owsla echo` or `owsla tail --offset next` are answered or shown, also if the
+    connection breaks before the first of them, and more than once.
+    """
+    gateway = await lab.gateway(
+        node.url, backend=False, from_device_argument="x-queue-type=stream", batch=50, device_ack="ACK {seq}"
+    )
+    proxy = await lab.proxy(node.port)
+    queues = f"--broker={proxy.url}", f"--from-device={gateway.from_device}"
+    if command == "echo":
+        reader = commands.start("echo", *queues, f"--to-device={gateway.to_device}")
+        ready = "answering the lines"
+    else:
+        reader = commands.start("tail", "--offset=next", "--json", *queues)
+        ready = "reading the stream"
+    await reader.said(ready)
+    (device,) = devices = [await lab.device(gateway)]
+    proxy.cut()
+    await until(lambda: reader.errors().count(ready) == 2, what=reader.errors)
+    await proxy.refuse()
+    proxy.cut()
+    await until(lambda: reader.errors().count("lost the broker") == 2, what=reader.errors)
+    for number in range(3):  # each in a chunk of its own
+        await send(devices, number, 1)
+        await acknowledged(device, number)
+    await proxy.start()
+    if command == "echo":
+        assert [await device.line(60) for _ in range(3)] == [b"0 %d" % number for number in range(3)]
+    else:
+        assert [json.loads(line)["body"] for line in await reader.shown(3)] == [f"0 {number}" for number in range(3)]
+    assert await reader.interrupt() == 0
