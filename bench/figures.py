@@ -433,8 +433,9 @@ def progress(text: str) -> None:
 def systems(options: argparse.Namespace) -> list[System]:
     """Return the systems to measure."""
     found = []
-    for processes in sorted({1, options.workers}):
-        found += [owsla(processes, options.batch if variant == "batch" else 1) for variant in options.variants]
+    for variant in options.variants:
+        words = variant.split("-")
+        found.append(owsla(options.workers if "workers" in words else 1, options.batch if "batch" in words else 1))
     found += [System(*pair.split("=", 1)) for pair in options.beside]
     return [*found, mqtt()] if options.mqtt else found
 

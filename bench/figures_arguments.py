@@ -10,7 +10,10 @@ from pathlib import Path
 from .harness import RESULTS
 
 PARTS = ("memory", "handshakes", "line", "trips", "latency", "ingest", "bursts", "held")
-VARIANTS = ("plain", "batch")
+VARIANTS = ("plain", "batch", "workers", "batch-workers")
+"""Ways to run Owsla: with a message for each line, in batches, and each of these also with several workers."""
+MEASURED = VARIANTS[:3]
+"""Variants that are measured unless others are chosen."""
 OWN = "own"
 """Value of `--broker` for a RabbitMQ that is started for the measurement."""
 
@@ -47,8 +50,9 @@ def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     for name in above_0:
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')}: must be above 0")
-    if options.batch < 2:
-        parser.error("--batch: must be 2 or more; --variants plain measures without batches")
+    for name in ("batch", "workers"):
+        if getattr(options, name) < 2:
+            parser.error(f"--{name}: must be 2 or more; --variants plain measures without")
     return options
 
 
@@ -56,13 +60,12 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variants",
         metavar="NAMES",
-        default=",".join(VARIANTS),
-        help="plain: Owsla with a message for each line; batch: Owsla with --batch (default: %(default)s)",
+        default=",".join(MEASURED),
+        help="plain: a message for each line; batch: with --batch; workers: with --workers; batch-workers: with both "
+        "(default: %(default)s)",
     )
     parser.add_argument("--batch", type=int, default=200, help="maximum number of lines in a batch (default: %(default)s)")
-    parser.add_argument(
-        "--workers", type=int, default=1, help="above 1: the variants again with this number of workers (default: %(default)s)"
-    )
+    parser.add_argument("--workers", type=int, default=2, help="number of worker processes (default: %(default)s)")
     parser.add_argument(
         "--beside", metavar="NAME=COMMAND", action="append", default=[], help="another system; may be given several times"
     )

@@ -56,7 +56,7 @@ def owsla(processes: int, batch: int = 1, *options: str) -> System:
     twistd = shlex.quote(str(Path(sys.executable).with_name("twistd")))
     command = f"exec {twistd} -n --pidfile= owsla --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
     command += f"--from-device {queues[0]} --to-device {queues[1]} --workers {processes} --drain-spread 0s --idle-timeout off"
-    name = "Owsla" if processes == 1 else f"Owsla, {processes} workers"
+    name = "Owsla" if processes == 1 else f"Owsla, --workers {processes}"
     if batch > 1:
         command += f" --batch {batch}"
         name += f", --batch {batch}"

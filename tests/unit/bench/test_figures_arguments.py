@@ -17,21 +17,25 @@ def names(*words: str) -> list[str]:
 
 class SystemsTests(SynchronousTestCase):
     def test_default(self) -> None:
-        """Without arguments Owsla is measured with a message for each line, and with batches."""
-        self.assertEqual(names(), ["Owsla", "Owsla, --batch 200"])
+        """Without arguments Owsla is measured with a message for each line, with batches, and with two workers."""
+        self.assertEqual(names(), ["Owsla", "Owsla, --batch 200", "Owsla, --workers 2"])
 
     def test_all(self) -> None:
-        """Variants, workers, other systems and MQTT can be chosen."""
+        """Variants, the number of workers, other systems and MQTT can be chosen."""
         self.assertEqual(
-            names("--variants", "batch", "--batch", "50", "--workers", "3", "--beside", "go=x {port}", "--mqtt"),
-            ["Owsla, --batch 50", "Owsla, 3 workers, --batch 50", "go", "RabbitMQ MQTT"],
+            names("--variants", "batch,batch-workers", "--batch", "50", "--workers", "3", "--beside", "go=x {port}", "--mqtt"),
+            ["Owsla, --batch 50", "Owsla, --workers 3, --batch 50", "go", "RabbitMQ MQTT"],
         )
 
     def test_command(self) -> None:
-        """The option --batch is given to the variant with batches only."""
-        plain, batch = systems(read_arguments(["--batch", "50"]))
+        """The options --batch and --workers are given to the variants of that name only."""
+        plain, batch, workers = systems(read_arguments(["--batch", "50", "--workers", "4"]))
         self.assertNotIn("--batch", plain.command)
         self.assertTrue(batch.command.endswith(" --batch 50"))
+        self.assertNotIn("--batch", workers.command)
+        for system, processes in ((plain, 1), (batch, 1), (workers, 4)):
+            self.assertEqual(system.processes, processes)
+            self.assertIn(f" --workers {processes} ", system.command)
 
 
 class ArgumentTests(SynchronousTestCase):
@@ -53,6 +57,7 @@ class ArgumentTests(SynchronousTestCase):
             ("--latency-seconds", "-1"),
             ("--held-minutes", "0"),
             ("--batch", "1"),
+            ("--workers", "1"),
         ):
             self.assertIn(words[0], self.refused(*words))
 
