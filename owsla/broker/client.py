@@ -484,7 +484,11 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
             self._reason = as_failure(reason)
         self.closed = True  # before its channels, so that their handlers can tell that the connection has ended
         for channel in list(self.channels.values()):
-            channel.close(reason)
+            try:
+                channel.close(reason)
+            except Exception:
+                # An error in a handler. It must not keep the other handlers, and who waits for `lost`, from learning of the end.
+                self._reason = Failure()
         self.delegate.close(reason)
 
     async def shut(self, within: float) -> None:
@@ -520,12 +524,12 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
             self._turn.unwatch(self._descriptor)
         if self._reason is None:
             self._reason = reason
-        reason = self._reason
         self._gone = True
         self._out.clear()
         self._writer = NullWriter()
         if not self.closed:
-            self.do_close(reason)
+            self.do_close(self._reason)
+        reason = self._reason  # that of `do_close`, if there was an error in a handler
         self.disconnected.fire()
         self.ready.errback(reason)
         self.ready.addErrback(lambda _: None)

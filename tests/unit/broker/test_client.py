@@ -73,6 +73,10 @@ def open_channel(server: Server, number: int = 1) -> tuple[Noter, Any]:
     return handler, result.value
 
 
+def _broker_closes(server: Server) -> None:
+    server.send(0, "connection.close", reply_code=320, reply_text="CONNECTION_FORCED - bye", class_id=0, method_id=0)
+
+
 class OpeningTests(BrokerTestCase):
     def test_greeting(self) -> None:
         """The first bytes are the protocol header of AMQP 0-9-1. Nothing follows until the broker has answered."""
@@ -697,6 +701,25 @@ class ClosingTests(BrokerTestCase):
         self.assertEqual([type(reason.value) for reason in handler.ends], [ConnectionDone])
         self.assertIsInstance(call.error, Closed)
         self.assertEqual([type(error) for error in server.lost], [ConnectionDone])
+
+    def test_a_defect_at_the_end(self) -> None:
+        """If a handler fails at the end of the connection, the other handlers are told all the same, and `lost` fires with the
+        error: whoever waits for it would never connect again.
+        """
+
+        class Defective(Noter):
+            def closed(self, reason: Failure) -> None:
+                raise ZeroDivisionError
+
+        for end in (Server.drop, _broker_closes):
+            server = Server().ready()
+            result = Result(server.client.open_channel(1, Defective()))
+            handler, _ = open_channel(server, 2)
+            self.assertTrue(result.done)
+            end(server)
+            server.settle()
+            self.assertEqual(len(handler.ends), 1)
+            self.assertEqual([type(error) for error in server.lost], [ZeroDivisionError])
 
     def test_aborted_with_a_reason(self) -> None:
         """A connection that was aborted is lost with the reason of the abort, not that of the socket."""
