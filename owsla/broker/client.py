@@ -487,7 +487,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
             try:
                 channel.close(reason)
             except Exception:
-                # An error in a handler. It must not keep the other handlers, and who waits for `lost`, from learning of the end.
+                # An error in a handler. The other handlers, and whoever waits for `lost`, learn of the end all the same.
                 self._reason = Failure()
         self.delegate.close(reason)
 

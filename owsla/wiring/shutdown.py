@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import MultiService
@@ -261,7 +262,7 @@ class DeviceDrain:
         await self.close_in_turn(connections, reason)
         for connection in connections:
             if connection.transport is not None:
-                connection.close(reason)
+                guarded(connection, partial(connection.close, reason))
 
     async def close_in_turn(self, waiting: list[Connection], reason: str) -> None:
         """Close each device when its turn has come and it is settled. Return at the deadline at the latest."""
@@ -277,14 +278,17 @@ class DeviceDrain:
             due = devices if elapsed >= spread else int(devices * elapsed / spread)
             count = due - (devices - len(waiting))
             for connection in waiting[:count]:
-                connection.drain()
+                guarded(connection, connection.drain)
             leaving += waiting[:count]
             waiting = waiting[count:]
             leaving = [connection for connection in leaving if connection.transport is not None]
             for connection in leaving:
-                if not connection.backlog and (not connection.acknowledges or self._lines.settled(connection)):
-                    connection.close(reason)
+                guarded(connection, partial(self._close_settled, connection, reason))
             await pause(self._clock, STEP)
+
+    def _close_settled(self, connection: Connection, reason: str) -> None:
+        if not connection.backlog and (not connection.acknowledges or self._lines.settled(connection)):
+            connection.close(reason)
 
     def _late(self, latest: float) -> bool:
         # A shutdown that begins meanwhile has the nearer deadline, or none left after a second signal.
@@ -349,19 +353,15 @@ class NodeService(MultiService):
         parts = self._parts
         devices = len(parts.registry)
         self._log.info("Stopping: {devices} connected", devices=pluralize(devices, "device is", "devices are"))
-        for port in parts.ports:
-            port.stopListening()
-        parts.lines.stop_waiting()
-        await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
-        await self._finish_handshakes()
+        await self._step(self._close_devices())
         cut = len(parts.registry)
-        for device in parts.registry:
-            device.close("the gateway stops")
+        for device in list(parts.registry):
+            guarded(device, partial(device.close, "the gateway stops"))
         await self._answer(parts.consumers.stop_consuming(own=False))
         # Messages for many, too: they go to this node as well, as long as its queue is bound.
         await self._until(lambda: not (parts.lines.unconfirmed or parts.unannounced or parts.broadcast.unconfirmed))
-        await self._leave_cluster()
-        await self._abort_devices()
+        await self._step(self._leave_cluster())
+        await self._step(self._abort_devices())
         discarded, unread = parts.discards.take_discards()
         lines, messages = parts.lines.unconfirmed + discarded, parts.outgoing
         # Equal shares: the sum of the waits stays within the deadline, also if the connections close one after another.
@@ -383,6 +383,22 @@ class NodeService(MultiService):
             )
         else:
             self._log.info("Stopped: {devices} closed, everything confirmed", devices=pluralize(devices, "device"))
+
+    async def _step(self, step: Coroutine[Any, Any, None]) -> None:
+        """Run a step of the shutdown. If it fails, the others are done all the same."""
+        try:
+            await step
+        except Exception:
+            self._log.failure("A step of the shutdown failed; the shutdown continues")
+
+    async def _close_devices(self) -> None:
+        """Accept no more devices, and close those that are connected, each in its turn."""
+        parts = self._parts
+        for port in parts.ports:
+            port.stopListening()
+        parts.lines.stop_waiting()
+        await self._drain.close_in_turn(list(parts.registry), "the gateway stops")
+        await self._finish_handshakes()
 
     async def _finish_handshakes(self) -> None:
         """Wait a few seconds for handshakes in progress."""
@@ -413,7 +429,7 @@ class NodeService(MultiService):
         """Abort the connections that are still open, without waiting for the close_notify of TLS."""
         for device in list(self._parts.registry):
             if device.transport is not None:
-                device.transport.abortConnection()
+                guarded(device, device.transport.abortConnection)
         await pause(self._clock, 0)  # connections publish and count their last lines when they are closed
 
     async def _silent(self) -> bool:
@@ -448,6 +464,14 @@ class NodeService(MultiService):
         end = self._clock.seconds() + longest
         while not condition() and not self._deadline.passed and self._clock.seconds() < end:
             await pause(self._clock, STEP)
+
+
+def guarded(connection: Connection, act: Callable[[], object]) -> None:
+    """Do something to a connection. An error ends that connection, and costs no other one."""
+    try:
+        act()
+    except Exception:
+        connection.failed(Failure())
 
 
 async def pause(clock: Clock, seconds: float) -> None:

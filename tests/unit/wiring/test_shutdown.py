@@ -8,6 +8,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from txamqp.client import Closed
 
@@ -43,13 +44,24 @@ class Device:
         self.settled = True
         self.stubborn = False
         """Whether it does not go when it is closed."""
+        self.defect = ""
+        """Name of the method that raises an exception of our own code."""
+        self.failures: list[Failure] = []
         self.drained: list[float] = []
         self.closed: list[float] = []
 
+    def failed(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        self.world.clock.callLater(0, self.gone)
+
     def drain(self) -> None:
+        if self.defect == "drain":
+            raise ZeroDivisionError
         self.drained.append(self.world.clock.seconds())
 
     def close(self, reason: str) -> None:
+        if self.defect == "close":
+            raise ZeroDivisionError
         assert self.world.reason in (reason, None)
         if not self.closed:
             self.closed.append(self.world.clock.seconds())
@@ -520,6 +532,41 @@ class StoppingTests(SynchronousTestCase):
         world.stop()
         world.later(2)
         self.assertEqual(len(world.registry), 1)
+
+    def test_a_defect_of_one_device(self) -> None:
+        """An exception while a device is closed ends its connection. The other devices are closed in order, and confirms are
+        waited for.
+        """
+        for defect in ("drain", "close"):
+            world = World(drain_spread=1.0)
+            devices = world.connect(5)
+            devices[1].defect = defect
+            world.producer.unconfirmed = 1
+            stopping = world.stop()
+            world.later(3)
+            self.assertEqual(len(devices[1].failures), 1)
+            self.assertEqual([len(device.closed) for device in devices if not device.failures], [1] * 4)
+            self.assertNoResult(stopping)
+            world.producer.unconfirmed = 0
+            world.later(5)
+            self.successResultOf(stopping)
+
+    def test_a_defect_of_a_step(self) -> None:
+        """An exception in a step of the shutdown is logged, and the other steps are taken: confirms are waited for, and the
+        services are stopped.
+        """
+        world = World()
+        self.patch(world.arrivals.__class__, "connections", property(lambda _: 1 // 0))
+        self.patch(world.roster, "leave", lambda: 1 // 0)
+        world.producer.unconfirmed = 1
+        stopping = world.stop()
+        world.later(3)
+        self.assertNoResult(stopping)
+        world.producer.unconfirmed = 0
+        world.later(5)
+        self.successResultOf(stopping)
+        self.assertIn("courier stopped", world.log)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
 
     def test_gone_by_themselves(self) -> None:
         """Devices that go before, or in, their turn are waited for no longer."""
