@@ -23,6 +23,10 @@ def variable(name: str) -> str:
     return os.environ.get(_TESTS + _OWSLA + name) or os.environ.get(_OWSLA + name, "")
 
 
+ONE_WAY: Final = variable("ONE_WAY") == "1"
+"""Whether tests that hold for both brokers run with RabbitMQ alone, and those that hold with and without batches without."""
+
+
 def is_required(program: str) -> bool:
     """Return whether a test fails without this program (OWSLA_REQUIRE_`program`=1), instead of being skipped."""
     return variable(f"REQUIRE_{program}") == "1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import unittest
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import pytest_twisted
@@ -21,6 +21,22 @@ def _turns(reactor: Any, count: int = 3) -> None:
 
 def _sockets(reactor: Any) -> set[Any]:
     return {*reactor.getReaders(), *reactor.getWriters()}
+
+
+_LONG: Final = (
+    *("test_nodes", "test_guarantees", "test_faults", "test_hostile", "test_systemd", "test_workers", "test_broker_loss"),
+    *("test_cli", "test_hosts", "test_supervision", "test_streams", "test_cluster", "test_one_connection", "test_debian"),
+    *("test_draining", "test_dialects", "test_events", "test_http_workers", "test_queue_rules", "test_broker_login"),
+    *("test_stampede", "test_round_trip", "test_tls_conformance", "test_reload_under_load", "test_swarm", "test_by_name"),
+)
+"""Files of tests that take more than two minutes, the longest first."""
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has put tests with the same fixtures together
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files: several run at a time, and none should be left that runs alone at the end."""
+    order = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(_LONG)))
 
 
 @pytest.fixture(autouse=True)

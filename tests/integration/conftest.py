@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests import is_required
+from tests import ONE_WAY, is_required
 
 from ._support import haproxy
 from ._support.batches import BATCHES
@@ -20,6 +20,9 @@ from ._support.rabbitmq import Cluster, RabbitMQ, installed
 from ._support.waiting import block_on
 
 B = TypeVar("B", bound=Broker)
+
+_BROKERS = ["rabbitmq"] if ONE_WAY else ["embedded", "rabbitmq"]
+"""Brokers of the tests that hold for both."""
 
 _REQUIRED = is_required("RABBITMQ")
 _HAPROXY_REQUIRED = is_required("HAPROXY")
@@ -89,14 +92,14 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroke
     yield from _running(broker)
 
 
-@pytest.fixture(scope="session", params=["embedded", "rabbitmq"])
+@pytest.fixture(scope="session", params=_BROKERS)
 def broker(request: pytest.FixtureRequest) -> Broker:
     """Return each of the two brokers: the same tests hold for both."""
     found: Broker = request.getfixturevalue(request.param)
     return found
 
 
-@pytest.fixture(scope="module", params=["embedded", "rabbitmq"])
+@pytest.fixture(scope="module", params=_BROKERS)
 def own_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """Return each of the two brokers, for the tests of one module. A test may kill it, if it starts it again."""
     folder = tmp_path_factory.mktemp("own")

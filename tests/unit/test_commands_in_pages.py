@@ -30,7 +30,7 @@ _PAGES: Final = [
 ]
 _MANUALS: Final = [_ROOT / "packaging" / "man" / name for name in ("owsla.1", "twistd-owsla.8")]
 
-_VARIABLES_OF_TESTS: Final = re.compile(r"OWSLA_(REQUIRE_\w+|FAULT_SEED|SOAK_\w+|UPGRADE_FROM)")
+_VARIABLES_OF_TESTS: Final = re.compile(r"OWSLA_(REQUIRE_\w+|FAULT_SEED|SOAK_\w+|UPGRADE_FROM|ONE_WAY)")
 _VARIABLES_OF_COMMANDS: Final = frozenset({"OWSLA_HTTP", "OWSLA_HTTP_TOKEN_FILE", "OWSLA_CONTROL"})
 _OPTIONS_OF_OTHERS: Final = frozenset({
     "--beside", "--churn", "--groups", "--mqtt", "--only", "--output", "--peers", "--runs", "--variants",  # bench

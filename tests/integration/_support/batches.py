@@ -8,10 +8,14 @@ import msgpack
 import pika
 import pytest
 
+from tests import ONE_WAY
+
 BATCHES: Final[dict[str, Any]] = {"batch": 50, "batch_delay": "5ms"}
 """Options of an Owsla that publishes lines in batches."""
 
-both_ways = pytest.mark.parametrize("batching", [False, True], ids=["lines", "batches"], indirect=True)
+_WAYS: Final = {"lines": False} if ONE_WAY else {"lines": False, "batches": True}
+
+both_ways = pytest.mark.parametrize("batching", list(_WAYS.values()), ids=list(_WAYS), indirect=True)
 """Mark of a test that proves a guarantee of lines: it runs with a message for each line, and with batches."""
 
 
