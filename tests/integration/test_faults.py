@@ -28,8 +28,11 @@ from ._support.proxy import Proxy
 from ._support.rabbitmq import RabbitMQ, installed
 from ._support.waiting import block_on, pause, reactor_test, until
 
-#: Seconds. Half of it would do on an idle machine; on a busy one RabbitMQ itself is sometimes late.
-HEARTBEAT = 4
+#: Seconds. A third of it would do on an idle machine; on a busy one RabbitMQ itself is sometimes late.
+HEARTBEAT = 6
+
+#: Heartbeat of runs in which none is missed.
+LONG_HEARTBEAT = "60s"
 
 #: Lines between two faults: some seconds of traffic.
 SOME = 300
@@ -376,7 +379,7 @@ async def from_device_full(run: Run) -> None:
 async def test_refusals(run: Run) -> None:
     """With full or deleted queues, and outages in the meantime, no acknowledged line is lost and none is duplicated."""
     await run.declare(run.from_device, {"x-max-length": 150, "x-overflow": "reject-publish"})
-    await run.start(prefetch=30)
+    await run.start(prefetch=30, heartbeat=LONG_HEARTBEAT)
     await run.faults(from_device_full, to_device_deleted, connections_cut)
     # Declared again without arguments, the queue refuses nothing.
     await run.faults(from_device_deleted, one_connection_cut)
@@ -446,7 +449,7 @@ async def test_a_worker_is_killed(run: Run) -> None:
 @reactor_test
 async def test_late_answers(run: Run) -> None:
     """Answers that are missing for longer than --gap-timeout are skipped, and recorded when they arrive."""
-    await run.start(gap_timeout="100ms", withhold=0.8)
+    await run.start(gap_timeout="100ms", withhold=0.8, heartbeat=LONG_HEARTBEAT)
     await run.faults(one_connection_cut, consumer_channels_closed)
     books = await run.finish(in_order=True, skips=True)
     assert {reason for _, reason in books.remains.undeliverable} == {"late"}

@@ -23,7 +23,7 @@ from ._support.lab import Gateway
 from ._support.mischief import MischiefLab, MischievousOwsla, When
 from ._support.rabbitmq import RabbitMQ
 from ._support.waiting import block_on, pause, reactor_test, until
-from .test_faults import Run
+from .test_faults import HEARTBEAT, LONG_HEARTBEAT, Run
 from .test_http import ask, http_port, in_thread, tree_command
 
 #: EX_SOFTWARE: see docs/supervision.md.
@@ -206,7 +206,7 @@ class Trial:
 
 async def trial(run: Run, **options: Any) -> Trial:
     """Start a run."""
-    await run.start(**options)
+    await run.start(**{"heartbeat": LONG_HEARTBEAT, **options})
     return Trial(run)
 
 
@@ -243,7 +243,7 @@ async def test_broker_timers(run: Run) -> None:
     """A failure in a timer of a broker connection, in the writes at the end of a turn, or in the registrar restarts that one;
     nothing is lost.
     """
-    it = await trial(run)
+    it = await trial(run, heartbeat=HEARTBEAT)
     await it.fails_somewhere("owsla.broker.client:BrokerClient._check_heartbeat", BROKER)
     await it.fails_somewhere("owsla.broker.socket_writer:SocketWriter.write", BROKER)
     await it.fails("owsla.cluster.register:Register._inspect_all", ROSTER)
