@@ -378,7 +378,7 @@ async def test_handshake_timeout(hasty_gateway: Gateway, lab: Lab) -> None:
     half = await lab.plain(hasty_gateway.owsla.port)
     half.send_raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the first bytes of a ClientHello
     await half.closed()
-    assert 0.9 <= time.monotonic() - began <= 4
+    assert 0.9 <= time.monotonic() - began <= 9  # by default it would take 15 s
 
 
 @reactor_test
