@@ -39,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(_LONG)))
 
 
+def pytest_collection_finish() -> None:
+    """Exclude all modules and tests from garbage collection, which `nothing_left_behind` runs for each test: 0.2 s of CPU."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail on a logged failure, an unhandled error in a Deferred, and timers or sockets left in the reactor.
