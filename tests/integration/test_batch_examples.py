@@ -241,6 +241,38 @@ async def test_acknowledged_as_a_whole(rabbitmq: RabbitMQ, lab: Lab, program: tu
 
 
 @reactor_test
+async def test_undecodable(rabbitmq: RabbitMQ, lab: Lab, tmp_path: Path) -> None:
+    """In Python, with the functions of "A batch that cannot be decoded": such messages are in the queue `undecodable`,
+    unchanged and in order. The program processes none of their lines, and goes on.
+    """
+    page, aside = Page("batches.md", tmp_path / "aside"), f"undecodable_{secrets.token_hex(4)}"
+    program = _python(page, tmp_path)
+    source = program.source
+    before, after = source.split("\n\ndef on_message(")[0], source[source.index("\nconnection = ") :]
+    source = f"{before}\n\n{page.block('python', 'def checked_lines', {'undecodable': aside})}\n{after}"
+    source = source.replace("channel.basic_qos(", "channel.confirm_delivery()\nchannel.basic_qos(")
+    reader = Reader(lab, rabbitmq, (program._replace(source=source), tmp_path))
+    backend = await lab.backend(rabbitmq.url)
+    await backend.call(lambda channel: channel.queue_declare(reader.queue, durable=True))
+    lines = [Line(str(uuid.uuid4()), seq, 1_763_805_600_000, None, "61") for seq in range(3)]
+    good = batch(lines[:2])
+    bad = [b"\xc1", b"", good[:-1], good + b"\xc0", good + good, b"\x01\x02", msgpack.packb([1, 2]) * 2, b"\xff" * 3]
+    for body in bad:
+        await backend.publish(reader.queue, body, {"owsla_batch": 2})
+    await backend.publish(reader.queue, b"not of Owsla", {})
+    reader.start()
+    await publish(backend, reader.queue, *lines)
+    assert await reader.lines(3) == lines
+    reader.stop()
+    for body in [*bad, b"not of Owsla"]:
+        message = await backend.fetch(aside)
+        assert message is not None
+        assert message.body == body
+        assert message.properties.headers == ({} if body == b"not of Owsla" else {"owsla_batch": 2})
+    assert await backend.count(reader.queue) <= 1
+
+
+@reactor_test
 async def test_gateway(rabbitmq: RabbitMQ, lab: Lab, program: tuple[Program, Path], tmp_path: Path) -> None:
     """The program reads all lines that a gateway with `--batch` publishes, of devices with an id and without: each once, and
     those of a connection in their order. Empty lines, lines that are not UTF-8, and the longest ones are as they were sent.
