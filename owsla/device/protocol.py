@@ -59,6 +59,7 @@ from .interfaces import IDeviceTransport, IHangupListener
 from .ordering import Arrival, Ordering
 from .socket_transport import explain, is_expected
 from .stock_transport import StockTransport
+from .tls_transport import ALERT
 
 WAIT_FOR_SINK: Final = 1
 """Reading is paused until the sink accepts lines again."""
@@ -70,9 +71,6 @@ DRAINING: Final = 4
 CHUNK: Final = 65536
 """Bytes written in one reactor turn after which they are flushed, to learn whether the socket takes them before more messages
 are acknowledged."""
-
-ALERT: Final = 31
-"""Size in bytes of the largest TLS record with close_notify (TLS 1.2, AES-GCM). As few unread bytes may hold no line."""
 
 
 @implementer(IPushProducer, IHandshakeListener, IHangupListener)

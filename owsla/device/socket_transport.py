@@ -23,7 +23,8 @@ not known to be full. Then the producer is paused, and is resumed once everythin
 (`proxy_header`). The header is taken from the socket exactly, and what follows stays there. Until the header is complete
 the connection is silent.
 
-**Reading** takes `RECORD` bytes at most for each event, so that others have their turn.
+**Reading** takes one read for each event, so that others have their turn: `RECORD` bytes at most. With TLS it takes several
+records if they are small (`tls_transport`).
 """
 
 from __future__ import annotations

@@ -11,8 +11,11 @@ small. When the connection closes, close_notify is sent after what was written, 
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
+import sys
+import termios
 from typing import Any, ClassVar, Final, Protocol
 
 from OpenSSL import SSL
@@ -26,6 +29,7 @@ from ..tls.refusal import HandshakeRefused, noted_refusal
 from .poller import SocketSet
 from .socket_transport import (
     ACCEPTED,
+    CLOSED,
     CLOSING,
     HANDSHAKING,
     HELLO,
@@ -40,6 +44,18 @@ from .socket_transport import (
 _BEFORE_SIGNATURE: Final = (b"before SSL initialization", b"TLSv1.3 early data")
 """OpenSSL's states (SSL_state_string_long(3)) while it awaits the rest of a ClientHello, or the second one, after a
 HelloRetryRequest. It is in the second of them after its signature, too."""
+
+RECORDS: Final = 16
+"""Maximum number of records that are read for one event, so that others have their turn: small ones take some 80 µs."""
+
+OVERHEAD: Final = 29
+"""Maximum size in bytes of a record beside its data, with an AEAD cipher (TLS 1.2, AES-GCM)."""
+
+ALERT: Final = OVERHEAD + 2
+"""Maximum size in bytes of the record with close_notify. As few unread bytes may hold no line."""
+
+_NOTHING: Final = bytes(4)
+"""Answer to FIONREAD (tcp(7)) of a socket without unread bytes."""
 
 _HANDSHAKE_FAILURE: Final = b"\x15\x03\x01\x00\x02\x02\x28"
 
@@ -110,18 +126,20 @@ class TLSTransport(SocketTransport):
         try:
             state = self._state
             if state == OPEN or (state == CLOSING and self._protocol is not None):
-                # One record at a time: without read-ahead OpenSSL takes no more than one record from the socket, so the rest
-                # makes the socket readable again, and other connections have their turn before it.
                 try:
                     data = self._stream.recv(RECORD)
                 except SSL.WantReadError as error:
-                    if noted_refusal(self.getHandle()) is not None:
+                    if self._is_end(error):
                         self._ended(error)
                     return
                 except (SSL.Error, OSError) as error:
                     self._ended(error)
                     return
-                self._protocol.dataReceived(data)
+                unread = fcntl.ioctl(self._socket, termios.FIONREAD, _NOTHING)
+                if unread == _NOTHING:
+                    self._protocol.dataReceived(data)
+                else:
+                    self._read_on(data, int.from_bytes(unread, sys.byteorder))
             elif state == CLOSING:
                 self._drain()
             elif state == HANDSHAKING:
@@ -131,6 +149,42 @@ class TLSTransport(SocketTransport):
         except Exception:
             # An error of our own, or of a dialect, closes this connection only; its end reports the reason.
             self.abortConnection(Failure())
+
+    def _read_on(self, first: bytes, unread: int) -> None:
+        """Read more records, of which `unread` bytes are in the socket, and give them to the protocol together with the first.
+
+        Without read-ahead OpenSSL takes no more than one record from the socket, and an event for each would cost as much
+        again as to decrypt and publish its line. What is left makes the socket readable again.
+        """
+        data, size, end = [first], len(first), None
+        recv = self._stream.recv
+        while unread > ALERT and size < RECORD and len(data) < RECORDS:
+            try:
+                more = recv(RECORD)
+            except (SSL.Error, OSError) as error:
+                end = error
+                break
+            data.append(more)
+            size += len(more)
+            unread -= len(more) + OVERHEAD
+        self._protocol.dataReceived(b"".join(data))
+        # If the protocol has paused the connection, the end waits until it is read again (`start_reading`).
+        if end is not None and self._reading and self._state < CLOSED and self._is_end(end):
+            self._ended(end)
+
+    def _is_end(self, error: Exception) -> bool:
+        """Return whether an error of a read means that no data follows. `WantReadError` does if a callback has refused."""
+        return not isinstance(error, SSL.WantReadError) or noted_refusal(self.getHandle()) is not None
+
+    def start_reading(self) -> None:
+        super().start_reading()
+        if self._state >= OPEN and self._stream.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
+            # The goodbye was read together with the last lines, and does not make the socket readable again.
+            self._reactor.callLater(0, self._read_end)
+
+    def _read_end(self) -> None:
+        if self._reading and self._state < CLOSED:
+            self.doRead()
 
     def _write_on(self) -> None:
         if self._state <= HANDSHAKING:

@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import struct
+import sys
+from collections.abc import Callable
 from typing import Any, cast
 from unittest import mock
 
@@ -20,8 +22,9 @@ from owsla.device.interfaces import IHangupListener
 from owsla.device.proxy_header import write_v1, write_v2
 from owsla.device.socket_transport import CLOSING_TIMEOUT, SocketTransport, explain
 from owsla.device.tcp_transport import TCPTransport
-from owsla.device.tls_transport import TLSTransport
+from owsla.device.tls_transport import RECORDS, TLSTransport
 from owsla.tls.post_handshake import PostHandshake
+from owsla.tls.refusal import Refusal
 
 from ._sockets import Client, Loop, PlainClient, device_tls, reset, tcp_pair, unix_pair
 
@@ -251,8 +254,8 @@ class OpenTests(Base):
             self.tearDown()
             self.setUp()
 
-    def test_one_record_a_turn(self) -> None:
-        """Each connection reads at most one record per turn, and everything in the end."""
+    def test_limited_turns(self) -> None:
+        """Each connection reads at most 16 KB per turn of large records, and everything in the end."""
         client = self.connect()
         client.write(b"x" * 50_000)
         client.step()
@@ -480,7 +483,7 @@ class CloseTests(Base):
         client.write(b"one")
         client.write(b"two")
         self.loop.until(lambda: self.lines.lost)
-        self.assertIn(self.lines.received, (b"one", b"onetwo"))  # without TLS one read takes both
+        self.assertIn(self.lines.received, (b"one", b"onetwo"))  # one read may take both
         self.assertIsInstance(self.end(), ConnectionAborted)
 
     def test_twice(self) -> None:
@@ -586,6 +589,79 @@ class TLSTests(Base):
         client = Client(self.peer)
         client.write(b"at once\n")
         self.loop.until(lambda: self.lines.received == b"at once\n", client.step)
+
+    def test_small_records_together(self) -> None:
+        """Records that wait in the socket are given to the protocol together, up to a limit, in TLS 1.2 and 1.3."""
+        for version in (SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION):
+            client = self.connect(version)
+            lines = [b"line %04d\n" % number for number in range(RECORDS + 4)]  # more would fill the socket
+            for line in lines:
+                client.send(line)
+            sizes: list[int] = []
+            self.lines.on_data = lambda: sizes.append(len(self.lines.received) - sum(sizes))  # noqa: B023
+            self.loop.until(lambda: len(self.lines.received) == len(b"".join(lines)))  # noqa: B023
+            self.assertEqual(self.lines.received, b"".join(lines))
+            self.assertEqual((sizes[0], max(sizes)), (10 * RECORDS, 10 * RECORDS))
+            self.assertLess(len(sizes), 4)
+            self.tearDown()
+            self.setUp()
+
+    def send_together(self, *actions: Callable[[], object]) -> None:
+        """Have the transport read in one event all that a device sends, the end of the connection included."""
+        for action in actions:
+            action()
+        # Otherwise a record as short as close_notify is left for another event.
+        unread = (1000).to_bytes(4, sys.byteorder)
+        with mock.patch("owsla.device.tls_transport.fcntl.ioctl", return_value=unread):
+            self.loop.until(lambda: self.lines.received)
+
+    def test_goodbye_with_the_last_lines(self) -> None:
+        """Lines that are read together with close_notify come before the end."""
+        client = self.connect()
+        self.send_together(lambda: client.send(b"one"), lambda: client.send(b"two"), client.shutdown)
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(self.lines.received, b"onetwo")
+        self.assertIsInstance(self.end(), ConnectionDone)
+
+    def test_goodbye_with_lines_that_pause(self) -> None:
+        """If the last lines make the protocol pause, the end that was read with them waits until the connection is resumed."""
+        client = self.connect()
+        self.lines.on_data = self.transport.pauseProducing
+        self.send_together(lambda: client.send(b"one"), lambda: client.send(b"two"), client.shutdown)
+        self.loop.settle()
+        self.assertEqual((self.lines.received, self.lines.lost), (b"onetwo", []))
+        self.transport.resumeProducing()
+        self.transport.pauseProducing()
+        self.loop.settle()
+        self.assertEqual(self.lines.lost, [])
+        self.transport.resumeProducing()
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionDone)
+
+    def test_goodbye_with_lines_that_abort(self) -> None:
+        """If the last lines make the protocol abort the connection, the end that was read with them is not reported."""
+        client = self.connect()
+        self.lines.on_data = self.transport.abortConnection
+        self.send_together(lambda: client.send(b"one"), client.shutdown)
+        self.loop.until(lambda: self.lines.lost)
+        self.assertIsInstance(self.end(), ConnectionAborted)
+
+    def test_refusal_with_the_last_lines(self) -> None:
+        """A refusal that a callback of OpenSSL notes while more records are read ends the connection behind the lines."""
+        client = self.connect()
+        self.send_together(
+            lambda: client.send(b"one"), lambda: Refusal("too many key updates").note(self.transport.getHandle())
+        )
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual((self.lines.received, explain(self.lines.lost[0])), (b"one", "TLS: too many key updates"))
+
+    def test_error_with_the_last_lines(self) -> None:
+        """Lines before invalid TLS are not lost."""
+        client = self.connect()
+        self.send_together(lambda: client.send(b"one"), lambda: self.peer.send(b"GET / HTTP/1.0\r\n\r\n" * 10))
+        self.loop.until(lambda: self.lines.lost)
+        self.assertEqual(self.lines.received, b"one")
+        self.assertTrue(explain(self.lines.lost[0]).startswith("TLS: "), explain(self.lines.lost[0]))
 
     def test_garbage_in_an_open_connection(self) -> None:
         """Invalid TLS ends the connection, with the reason of OpenSSL."""
