@@ -41,7 +41,8 @@ from owsla.broker.client import FRAME_MAX, BaseHandler, BrokerClient, Credential
 from owsla.broker.consumer import Consumer
 from owsla.broker.courier import PUBLISH_CHANNEL, CourierRole
 from owsla.broker.door_lines import line_channel
-from owsla.broker.lines import LinePublisher, PublisherOptions
+from owsla.broker.door_publisher import DoorPublisher, PublisherOptions
+from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.window import Window
 from owsla.config.framings import read_framing
@@ -223,7 +224,7 @@ class Node:
             "frame_max": FRAME_MAX,
         }
 
-    def publisher(self, device_ack: bool) -> LinePublisher:
+    def publisher(self, device_ack: bool) -> DoorPublisher:
         queue = topology.Queue("from_device")
         options = PublisherOptions(acknowledge=device_ack)
         if self.most == 1:

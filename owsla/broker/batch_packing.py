@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 
 from ..amqp import wire
 from ..batch_format import CONTENT_TYPE, HEADER
+from ..interfaces import LineSource
 from .batch import Batch
 from .packing import TRACEPARENT_HEADER, LineTooLarge, MessageArguments, MessagePacker
 
@@ -109,6 +110,14 @@ class BatchPacker(MessagePacker):
         if route is None:
             route = self._routes[key] = BatchRoute(self._publish(key))
         return route
+
+    def route_of(self, source: LineSource) -> BatchRoute | None:
+        """Return the route of a connection; `None` if its lines cannot be published."""
+        route: BatchRoute | None = source.template.route
+        return route
+
+    def first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
+        return first_line(body)
 
     def element(self, template: BatchTemplate, seq: int, line: bytes, received: float) -> bytes:
         """Return the element of a line, received at this time in seconds since the epoch.

@@ -1,6 +1,6 @@
 """The role that publishes the lines of all doors: one connection, with a publisher for each door.
 
-Theory of operation. Each door has a `LinePublisher`: a channel, a window and a destination of its own. So a queue that is full
+Theory of operation. Each door has a `DoorPublisher`: a channel, a window and a destination of its own. So a queue that is full
 or missing, or an exchange that is, stops the devices of its doors, and of no others:
 
 - Refused lines stay in the window of their door. In a common window they would soon leave no room for the lines of others.
@@ -22,7 +22,7 @@ from txamqp.client import Closed
 
 from ..interfaces import Clock, DelayedCall, LineSource
 from .client import BrokerClient, BrokerError, as_failure
-from .lines import LinePublisher
+from .door_publisher import DoorPublisher
 from .retry_delay import RetryDelay
 
 LONGEST_DELAY: Final = 5.0
@@ -51,7 +51,7 @@ class _DoorChannel:
 
     __slots__ = ("call", "delay", "opened", "publisher")
 
-    def __init__(self, publisher: LinePublisher) -> None:
+    def __init__(self, publisher: DoorPublisher) -> None:
         self.publisher = publisher
         self.delay = RetryDelay(most=LONGEST_DELAY)
         self.call: DelayedCall | None = None
@@ -74,12 +74,12 @@ class DoorLines:
         self._doors: dict[str, _DoorChannel] = {}
         self._client: BrokerClient | None = None
 
-    def add(self, door: str, publisher: LinePublisher) -> None:
+    def add(self, door: str, publisher: DoorPublisher) -> None:
         """Add the publisher of a door, before the first `up`. `channel_failed` must be its `failed`."""
         self._doors[door] = _DoorChannel(publisher)
 
     @property
-    def publishers(self) -> Mapping[str, LinePublisher]:
+    def publishers(self) -> Mapping[str, DoorPublisher]:
         """Publishers of the doors by name: each is the `LineSink` of its door."""
         return {door: each.publisher for door, each in self._doors.items()}
 
@@ -136,13 +136,12 @@ class DoorLines:
         each.opened = self._clock.seconds()
         return None
 
-    def channel_failed(self, publisher: LinePublisher, client: BrokerClient, reason: BaseException) -> None:
-        """Open the channel of a publisher again; with one door, as part of another connection."""
-        each = next(each for each in self._doors.values() if each.publisher is publisher)
+    def channel_failed(self, door: str, client: BrokerClient, reason: BaseException) -> None:
+        """Open the channel of a door again; with one door, as part of another connection."""
         if len(self._doors) == 1 or not isinstance(reason, BrokerError) or reason.scope != "channel":
             client.abort(reason)
         else:
-            self._suspend(each, reason)
+            self._suspend(self._doors[door], reason)
 
     def _suspend(self, each: _DoorChannel, fault: BrokerError) -> None:
         """Let the devices of a door wait, and try again later."""

@@ -23,10 +23,11 @@ again.
 from __future__ import annotations
 
 import struct
-from typing import Final, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 from ..amqp import wire
 from ..amqp.methods import encode_method
+from ..interfaces import LineSource
 from ..routing_key import KeyTooLong, RoutingKey
 from ..trace_context import TRACEPARENT
 
@@ -176,6 +177,16 @@ class MessagePacker:
         """True if all lines have the same routing key, so that a refusal would meet any connection."""
         return self._key is None
 
+    def route_of(self, source: LineSource) -> Any:
+        """Return the route of a connection: what the broker refuses together, and what keeps its order."""
+        raise NotImplementedError
+
+    def first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
+        """Return the connection id and the number of the first line of a message that was packed. Raise `WireError`,
+        `KeyError`, `TypeError` or a kind of `ValueError` if it was not.
+        """
+        raise NotImplementedError
+
     def _publish(self, routing_key: str | bytes) -> bytes:
         return wire.frame(
             wire.FRAME_METHOD,
@@ -213,7 +224,7 @@ class MessagePacker:
 class LinePacker(MessagePacker):
     """Packer of the lines of a door, each as a message."""
 
-    __slots__ = ("_fixed", "_heads", "_number", "_seq_key", "_tail", "_tail_size", "seq_header")
+    __slots__ = ("_fixed", "_heads", "_number", "_seq_header", "_seq_key", "_tail", "_tail_size")
 
     def __init__(self, *, seq_header: str, narrow: bool = False, **message: Unpack[MessageArguments]) -> None:
         """Take the arguments of `MessagePacker`, and `seq_header`, the name of the header with the number of the line.
@@ -221,8 +232,7 @@ class LinePacker(MessagePacker):
         `narrow`: sequence numbers are 32-bit integers as long as they fit, for clients that cannot read 64-bit ones in a table.
         """
         super().__init__(**message)
-        self.seq_header = seq_header
-        """Name of the header with the number of the line."""
+        self._seq_header = seq_header
         self._seq_key = wire.short_string(seq_header) + (b"I" if narrow else b"l")
         self._number = _I32 if narrow else _I64
         self._fixed = len(self._door) + len(self._seq_key) + len(self._number(0))
@@ -247,6 +257,13 @@ class LinePacker(MessagePacker):
             if self._key is None:
                 self._heads[size] = before_size
         return Template(before_size, before_seq)
+
+    def route_of(self, source: LineSource) -> Any:
+        return source
+
+    def first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
+        headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
+        return str(headers["connection_id"]).encode(), int(headers[self._seq_header])
 
     def pack(self, template: Template, seq: int, line: bytes, second: int) -> bytes:
         """Return the frames that publish a line, received at `second` (since the epoch).

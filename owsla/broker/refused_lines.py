@@ -5,6 +5,8 @@ confirmed and none is refused. If all lines have one route, refusing pauses all 
 their own routing keys, only their connections are paused (`Stalls`). In both cases a timer republishes the refused lines, with
 a growing delay.
 
+RabbitMQ returns an unroutable line, and then confirms it. Such a line is refused when its confirm comes.
+
 `watching` is true while a confirm can change any of this. It keeps the confirms of normal operation free of calls.
 """
 
@@ -15,12 +17,12 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-from ..amqp import wire
 from ..amqp.wire import WireError
 from ..events import Event, LinesAccepted, LinesRefused
 from ..interfaces import Clock, LineSource
-from .batch_packing import first_line
+from .client import BrokerError
 from .destination import Destination
+from .packing import MessagePacker
 from .publisher import Retry
 from .retry_delay import RetryDelay
 from .stalls import Stalls
@@ -40,12 +42,10 @@ class RefusedLines:
         waiting: WaitingConnections,
         *,
         door: str,
-        route: Callable[[LineSource], Any] | None,
+        packer: MessagePacker,
         republish: Callable[[bool], None],
     ) -> None:
-        """`route` returns the route of a connection (`Stalls`); `None`: all lines have the same routing key. `republish` is
-        called when refused lines should be republished, with `True` if that needs a new channel.
-        """
+        """`republish` is called when refused lines should be republished, with `True` if that needs a new channel."""
         self._emit = emit
         self._destination = destination
         self._window = window
@@ -53,14 +53,15 @@ class RefusedLines:
         self._door = door
         self._reported = False
         self._suspended_for: str | None = None
-        self._route = route or _no_route
-        self._stalls: Stalls[Any, LineSource] | None = None if route is None else Stalls()
+        self._route = packer.route_of
+        self._stalls: Stalls[Any, LineSource] | None = None if packer.one_route else Stalls()
+        self._returned = ReturnedLines(packer.first_line)
         self._retry = Retry(clock, republish, RetryDelay(first=0.1, most=5.0))
         self._proven = False  # the broker confirmed a line on this channel
         self.pausing_all = False
         """True while lines are refused, and all devices paused."""
         self.watching = True
-        """True while `confirmed` must be called."""
+        """True while `keep_returned` and `confirmed` must be called with confirmed lines."""
 
     @property
     def pending(self) -> bool:
@@ -95,6 +96,7 @@ class RefusedLines:
     def channel_opened(self) -> None:
         """Reset for a new channel, on which all lines are republished."""
         self._proven = False
+        self._returned.clear()
         self._retry.refusals.channel_opened()
         self.pausing_all = False
         self.watching = True
@@ -114,7 +116,7 @@ class RefusedLines:
         if self._reported and entries and not self._window.refused and not self._stalls:
             self._reported = False
             self._emit(LinesAccepted(self._destination.describe(), self._door))
-        self.watching = self.pending or self._reported or not self._proven
+        self.watching = self.pending or self._reported or not self._proven or bool(self._returned)
         return freed
 
     def _resume_stalled(self, stalls: Stalls[Any, LineSource], safe: Iterable[Entry]) -> bool:
@@ -130,9 +132,26 @@ class RefusedLines:
     def nacked(self, entries: list[Entry]) -> None:
         """Process lines that the broker refused with basic.nack."""
         self._retry.refusals.refused(self._destination.name)
-        self.refuse(entries, self._destination.full())
+        self._refuse(entries, self._destination.full())
 
-    def refuse(self, entries: list[Entry], reason: str) -> None:
+    def returned(self, routing_key: str, header: bytes, body: bytes) -> None:
+        """Remember a returned message until its confirm. Raise `WireError` if Owsla did not publish it."""
+        self._returned.add(routing_key, header, body)
+        self._destination.unroutable()
+        self.watching = True
+
+    def keep_returned(self, entries: list[Entry]) -> list[Entry]:
+        """Put returned lines back into the window, as refused ones. Return the others, which are safe."""
+        if not self._returned:
+            return entries
+        safe, returned, by_key = self._returned.split(entries)
+        if returned:
+            self._window.put_back(returned)
+            for key, lines in by_key.items():
+                self._refuse(lines, self._destination.nowhere(key))
+        return safe
+
+    def _refuse(self, entries: list[Entry], reason: str) -> None:
         """Pause devices, and schedule the republication of refused lines."""
         self.watching = True
         if self._stalls is not None:
@@ -195,9 +214,10 @@ class RefusedLines:
         if self._stalls is not None:
             self._stalls.published_again()
 
-    def suspended(self, reason: str) -> None:
-        """Report that no lines can be published for now, once for each reason until the broker has confirmed a line again."""
+    def suspended(self, fault: BrokerError) -> None:
+        """Report that no lines can be published for now, once for each fault until the broker has confirmed a line again."""
         self.watching = True
+        reason = f"{self._destination.describe()}: {fault}"
         if not self._reported or reason != self._suspended_for:
             self._suspended_for = reason
             self._report(0, reason)
@@ -214,12 +234,15 @@ class ReturnedLines:
     then.
     """
 
-    __slots__ = ("_seq_header", "routing_keys")
+    __slots__ = ("_first_line", "_routing_keys")
 
-    def __init__(self, seq_header: str) -> None:
-        self._seq_header = seq_header
-        self.routing_keys: dict[tuple[bytes, int], str] = {}
-        """Routing key of each returned message, by connection id and number of its first line."""
+    def __init__(self, first_line: Callable[[bytes, bytes], tuple[bytes, int]]) -> None:
+        """`first_line` identifies a message by its header and body (`MessagePacker.first_line`)."""
+        self._first_line = first_line
+        self._routing_keys: dict[tuple[bytes, int], str] = {}  # by connection id and number of the first line
+
+    def __bool__(self) -> bool:
+        return bool(self._routing_keys)
 
     def add(self, routing_key: str, header: bytes, body: bytes) -> None:
         """Remember a returned message. Raise `WireError` if it is not a line of Owsla."""
@@ -227,12 +250,7 @@ class ReturnedLines:
             line = self._first_line(header, body)
         except (WireError, KeyError, ValueError, TypeError, OverflowError):
             raise WireError("the broker returned a message that Owsla did not publish") from None
-        self.routing_keys[line] = routing_key
-
-    def _first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
-        """Return the connection id and the number of the first line of a message. Raise various errors if it has none."""
-        headers = wire.decode_table(wire.split_properties(header, 12)["headers"])[0]
-        return str(headers["connection_id"]).encode(), int(headers[self._seq_header])
+        self._routing_keys[line] = routing_key
 
     def split(self, entries: list[Entry]) -> tuple[list[Entry], list[Entry], dict[str, list[Entry]]]:
         """Return the lines that were not returned, the returned ones, and these by routing key."""
@@ -240,7 +258,7 @@ class ReturnedLines:
         returned: list[Entry] = []
         by_key: dict[str, list[Entry]] = {}
         for entry in entries:
-            key = self.routing_keys.pop(entry.first_line, None)
+            key = self._routing_keys.pop(entry.first_line, None)
             if key is None:
                 safe.append(entry)
             else:
@@ -250,20 +268,4 @@ class ReturnedLines:
 
     def clear(self) -> None:
         """Forget all: a new channel has other tags."""
-        self.routing_keys.clear()
-
-
-class ReturnedBatches(ReturnedLines):
-    """Batches that the broker returned as unroutable, until their basic.ack."""
-
-    __slots__ = ()
-
-    def __init__(self) -> None:
-        super().__init__("")
-
-    def _first_line(self, header: bytes, body: bytes) -> tuple[bytes, int]:
-        return first_line(body)
-
-
-def _no_route(source: LineSource) -> None:
-    return None
+        self._routing_keys.clear()

@@ -153,7 +153,7 @@ class Window:
         return self.confirmed_lines + self.given_up_lines + self.messages
 
     @property
-    def settled(self) -> int:
+    def answered(self) -> int:
         """Number of lines that were confirmed, refused or given up so far. Refused ones may stay for hours; so they do not hold
         up the shares of other connections.
         """
@@ -177,11 +177,12 @@ class Window:
         """True if refused lines wait for `retry`."""
         return bool(self._refused)
 
-    def add(self, source: Any, seq: int, packed: bytes) -> None:
-        """Add a line that was published with the next delivery tag."""
-        self._entries.append(Entry(source, seq, packed))
-        self.messages += 1
-        self.size += len(packed)
+    def add(self, source: Any, seq: int, packed: bytes) -> bool:
+        """Add a line that was published with the next delivery tag. Return whether a limit is reached (`full`)."""
+        self._entries.append(_entry((source, seq, packed, None)))
+        self.messages = messages = self.messages + 1
+        self.size = size = self.size + len(packed)
+        return messages >= self.max_messages or size >= self.max_bytes
 
     def add_lines(self, source: Any, seq: int, packed: Sequence[bytes]) -> None:
         """Add lines of one connection that were published with the next delivery tags. `seq` is the number of the first one."""

@@ -16,7 +16,8 @@ from ..broker.broadcast import BroadcastRole
 from ..broker.client import FRAME_MAX
 from ..broker.courier import CourierRole
 from ..broker.door_lines import DoorLines, line_channel
-from ..broker.lines import LinePublisher, PublisherOptions
+from ..broker.door_publisher import DoorPublisher, PublisherOptions
+from ..broker.lines import LinePublisher
 from ..broker.packing import LinePacker, MessageArguments
 from ..broker.presence import PresenceRole
 from ..broker.window import Window
@@ -86,7 +87,7 @@ def make_publishing(base: Base) -> Publishing:
     return Publishing(lines, courier, broadcast, presence, latency)
 
 
-def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, number: int, door: Door) -> LinePublisher:
+def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, number: int, door: Door) -> DoorPublisher:
     """Make the publisher of the lines of a door. Lines name the door where there are several."""
     settings, own = base.settings, door.settings
     queue = (
@@ -109,7 +110,7 @@ def _make_publisher(base: Base, lines: DoorLines, latency: http.Histogram, numbe
         observe=latency.observe if settings.http is not None or settings.control != "off" else None,
         failed=lines.channel_failed,
     )
-    publisher: LinePublisher
+    publisher: DoorPublisher
     if own.batch > 1:
         publisher = BatchPublisher(
             base.reactor,

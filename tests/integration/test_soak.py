@@ -55,7 +55,7 @@ async def _cut(it: Trial) -> None:
 
 STRIKES: dict[str, tuple[str, Strike]] = {
     "deliver": ("broker", _fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)),
-    "confirmed": ("broker", _fails("owsla.broker.lines:LinePublisher.confirmed", PRODUCER)),
+    "confirmed": ("broker", _fails("owsla.broker.door_publisher:DoorPublisher.confirmed", PRODUCER)),
     "parcels": ("broker", _fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)),
     "tick": ("listener", _fails("owsla.device.connected_sockets:ConnectedSockets._tick", SOCKETS)),
     "sweep": ("listener", _fails("owsla.device.connected_sockets:ConnectedSockets._sweep", SOCKETS)),

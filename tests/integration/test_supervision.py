@@ -218,7 +218,7 @@ async def test_broker_handlers(run: Run) -> None:
     """A failure in a handler of the consumers, the producer or the courier restarts that one; nothing is lost."""
     it = await trial(run)
     await it.fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS)
-    await it.fails("owsla.broker.lines:LinePublisher.confirmed", PRODUCER)
+    await it.fails("owsla.broker.door_publisher:DoorPublisher.confirmed", PRODUCER)
     await it.fails("owsla.broker.courier:CourierRole.messages_confirmed", COURIER)
     await it.fails("owsla.broker.consumer:Consumer.deliver", CONSUMERS, when="after")
     await it.fails("owsla.broker.courier:CourierRole._continue", COURIER)
@@ -233,7 +233,7 @@ async def test_broker_connections(run: Run) -> None:
     await it.fails("owsla.broker.connection:BrokerConnection._wait", PRODUCER, provoke=cut, role="producer")
     await it.fails("owsla.broker.connection:BrokerConnection._connect", COURIER, provoke=cut, role="courier")
     await it.fails("owsla.broker.consumers:Consumers.up", CONSUMERS, provoke=cut)
-    await it.fails("owsla.broker.lines:LinePublisher.up", PRODUCER, provoke=cut, when="after")
+    await it.fails("owsla.broker.door_publisher:DoorPublisher.up", PRODUCER, provoke=cut, when="after")
     await it.fails("owsla.broker.consumers:Consumers.down", CONSUMERS, provoke=cut)
     await it.finish()
 

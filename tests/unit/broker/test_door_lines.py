@@ -11,7 +11,8 @@ from owsla.broker.batch_window import BatchWindow
 from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import BrokerError
 from owsla.broker.door_lines import ANSWER_TIMEOUT, LASTING, DoorLines, line_channel
-from owsla.broker.lines import LinePublisher, PublisherOptions
+from owsla.broker.door_publisher import DoorPublisher, PublisherOptions
+from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -56,7 +57,7 @@ class Lab:
                 door=name if len(names) != 1 else None,
             )
             options = PublisherOptions(door=name, acknowledge=True, failed=self.lines.channel_failed)
-            publisher: LinePublisher
+            publisher: DoorPublisher
             if name in batches:
                 publisher = BatchPublisher(
                     self.clock,

@@ -22,7 +22,8 @@ from owsla.broker.batch_window import BatchWindow
 from owsla.broker.batches import BatchPublisher
 from owsla.broker.client import BrokerError
 from owsla.broker.door_lines import line_channel
-from owsla.broker.lines import SMALLEST_SHARE, LinePublisher, PublisherOptions
+from owsla.broker.door_publisher import SMALLEST_SHARE, DoorPublisher, PublisherOptions
+from owsla.broker.lines import LinePublisher
 from owsla.broker.packing import LinePacker, MessageArguments
 from owsla.broker.refusals import RefusalHistory
 from owsla.broker.window import Window
@@ -47,7 +48,7 @@ TOO_LARGE = "PRECONDITION_FAILED - message size %d is larger than configured max
 class Device:
     """Connection with lines to publish."""
 
-    def __init__(self, producer: LinePublisher, name: str) -> None:
+    def __init__(self, producer: DoorPublisher, name: str) -> None:
         self.producer = producer
         self.connection_id = name.encode()
         self.template = producer.open(self.connection_id, None)
@@ -126,7 +127,7 @@ class Lab:
             frame_max=131072,
         )
         options = PublisherOptions(acknowledge=True, observe=self.waits.append, now=lambda: self.now)
-        self.producer: LinePublisher
+        self.producer: DoorPublisher
         if isinstance(self.window, BatchWindow):
             self.producer = BatchPublisher(
                 self.clock,
@@ -460,6 +461,7 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((traces[0], traces[2]), (None, None))
         assert traces[1] is not None
         self.assertEqual(self.lab.producer.traceparent(self.device), traces[1])
+        assert isinstance(self.lab.producer, LinePublisher)
         self.assertEqual(self.lab.producer._pack, self.lab.producer._packer.pack)
 
     def test_trace_of_a_connection_that_is_rejected(self) -> None:

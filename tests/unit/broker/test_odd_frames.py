@@ -17,7 +17,8 @@ from owsla.broker.connection import EXPECTED, Role
 from owsla.broker.consumers import Consumers, ConsumerSettings, OwnQueueParts
 from owsla.broker.courier import CourierRole
 from owsla.broker.door_lines import DoorLines, line_channel
-from owsla.broker.lines import LinePublisher, PublisherOptions
+from owsla.broker.door_publisher import PublisherOptions
+from owsla.broker.lines import LinePublisher
 from owsla.broker.own_queue import OwnQueueSettings
 from owsla.broker.packing import LinePacker
 from owsla.broker.presence import PresenceRole

@@ -179,7 +179,7 @@ class WindowMachine(RuleBasedStateMachine):
         assert window.refused == bool(self.refused)
         assert window.entered == sum(self.next_seq.values())
         assert window.given_up_lines == self.given_up
-        assert window.settled == window.entered - len(self.unsafe - self.refused)
+        assert window.answered == window.entered - len(self.unsafe - self.refused)
         assert window.confirmed_messages == window.confirmed_lines
         assert sorted(window.sources()) == sorted(source for source, _ in self.unsafe)
         # Unanswered lines are kept, and a bounded number of gaps between them.
