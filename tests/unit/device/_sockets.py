@@ -68,7 +68,7 @@ class Loop(Clock):
 
     def until(self, condition: Callable[[], Any], *others: Callable[[], Any]) -> None:
         """Turn until the condition holds, and let other threads and processes run as well. Real time is bounded."""
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + 20.0
         while not condition():
             assert time.monotonic() < end, "it did not happen"
             for other in others:

@@ -306,15 +306,17 @@ class OutboxTests(SynchronousTestCase):
         """A write that does not end delays the stop by seconds, and not for ever."""
         writer = self.writer
         release = False
+        hanging: list[Any] = []
 
         def hang(batch: Any) -> int:
+            hanging.append(batch)
             self.wait(lambda: release)
             return 0
 
         writer.write = hang  # type: ignore[method-assign]
         self.threaded(self.outbox)
         self.put(0)
-        time.sleep(0.05)
+        self.wait(lambda: hanging)
         stopped = self.outbox.stop()
         self.assertNoResult(stopped)
         self.clock.advance(3)
