@@ -1,10 +1,12 @@
-"""The update of a running system from an earlier version, as docs/operations.md describes it: the books balance.
+"""Changes of a running system: an update from an earlier version as docs/operations.md describes it, and one from lines to
+batches and back. The books balance.
 
     OWSLA_UPGRADE_FROM=14aef64 pytest tests/integration/test_upgrade.py -s
 
 updates from that commit, or from the wheel at that path, to the present checkout. It needs the network, for pip. Each host has
 a virtual environment of its own, and starts with the earlier version. While devices send and a back end answers, the hosts are
-updated one after another. In between a host of each version is killed, and a node of the other version notices.
+updated one after another. In between a host of each version is killed, and a node of the other version notices. Without an
+earlier version, the hosts only change from lines to batches and back.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import secrets
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +28,7 @@ import pytest
 from twisted.internet.threads import deferToThread
 
 from ._support.backend import Backend, Message
+from ._support.batches import BATCHES, lines_of
 from ._support.books import DEVICE_ACK, AnsweringBackend, Books, Fleet, chosen_seed, clear_up
 from ._support.commands import owsla_command
 from ._support.lab import Lab
@@ -77,12 +81,18 @@ def rows(output: str) -> list[list[str]]:
 
 
 class Host:
-    """A host: a virtual environment, and a gateway of it."""
+    """A host: a gateway with a file of settings, and its virtual environment if it has one of its own."""
 
     def __init__(self, folder: Path, owsla: Owsla, options: dict[str, Any]) -> None:
         self.folder = folder
         self.owsla = owsla
         self.options = options
+        self.configure()
+
+    def configure(self, **settings: Any) -> None:
+        """Write the file of settings, which the gateway reads when it starts, and its workers when they are replaced."""
+        lines = [f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in settings.items()]
+        self.options["config"].write_text("".join(lines))
 
     def program(self, name: str) -> str:
         return str(self.folder / "bin" / name)
@@ -125,9 +135,11 @@ class Upgrade:
         assert self._fleet is not None
         return self._fleet
 
-    def host(self, name: str, wheel: Path, **more: Any) -> Host:
-        """Make a host with a version, whose gateway is not started."""
+    def host(self, name: str, wheel: Path | None = None, **more: Any) -> Host:
+        """Make a host with a version, by default that of this process. Its gateway is not started."""
         options = {
+            "config": self.folder / f"{name}.toml",
+            "watch": "off",
             "broker": self.rabbitmq.url,
             "from_device": self.from_device,
             "to_device": self.to_device,
@@ -143,8 +155,10 @@ class Upgrade:
             "drain_spread": "1s",
         } | more
         folder = self.folder / name
-        host = Host(folder, self.lab.new_owsla(twistd=str(folder / "bin" / "twistd"), **options), options)
-        host.make(wheel)
+        twistd = None if wheel is None else str(folder / "bin" / "twistd")
+        host = Host(folder, self.lab.new_owsla(twistd=twistd, **options), options)
+        if wheel is not None:
+            host.make(wheel)
         self.hosts.append(host)
         return host
 
@@ -163,6 +177,18 @@ class Upgrade:
         answers = sum(self.backend.published.values())
         counts = f"{self.fleet.said:6} sent, {len(self.backend.heard):6} heard, {answers:6} answers"
         print(f"{counts}; registrar {await self.registrar()}: {text}")
+
+    async def arriving(self) -> Counter[str]:
+        """Return the kinds of messages that arrive from now on with some more traffic, after all before have arrived."""
+        await self.fleet.hush()
+        await until(lambda: len(self.backend.first) >= self.fleet.said, 60, "all lines at the back end")
+        before = self.backend.messages.copy()
+        self.fleet.talk_on()
+        await self.step("these messages are counted")
+        await self.fleet.hush()
+        await until(lambda: len(self.backend.first) >= self.fleet.said, 60, "all lines at the back end")
+        self.fleet.talk_on()
+        return self.backend.messages - before
 
     async def registrar(self) -> str:
         """Return the node that is the registrar."""
@@ -188,7 +214,7 @@ class Upgrade:
         return registrar in self.nodes(host)
 
     def lost(self) -> list[str]:
-        """Return the nodes that were announced as lost."""
+        """Return the nodes that were announced as lost. A node may be announced more than once."""
         assert self._watching is not None
         self.presence += self._watching.inbox[EVENTS].clear()
         return [message.headers["node"] for message in self.presence if message.headers["event"] == "node-lost"]
@@ -262,7 +288,8 @@ class Upgrade:
             channel = connection.channel()
             keys = []
             while (found := channel.basic_get(self.from_swarm, auto_ack=True))[0] is not None:
-                keys.append((found[1].headers["connection_id"], found[1].headers["from_device_seq"]))
+                headers = [line.headers for line, _ in lines_of(found[1], found[2])]
+                keys += [(header["connection_id"], header["from_device_seq"]) for header in headers]
             channel.queue_delete(self.from_swarm)
         finally:
             connection.close()
@@ -285,7 +312,7 @@ class Upgrade:
         names = [name for (name,) in rows(await self.rabbitmq.ctl("list_queues", "name"))]
         mine = [name for name in names if name.startswith((self.from_device, self.to_device))]
         books.remains = clear_up(self.rabbitmq.url, mine, self.from_device, self.to_device)
-        differences = books.differences(in_order=True)
+        differences = [*books.differences(in_order=True), *books.order_of_devices()]
         assert not differences, "\n".join(differences)
         repeated = len(self.backend.heard) - len(self.backend.first)
         print(f"{self.fleet.said} messages on {len(self.fleet.sessions)} connections, all acknowledged and in the queue; "
@@ -361,5 +388,41 @@ async def test_upgrade(upgrade: Upgrade, tmp_path: Path) -> None:
 
     await upgrade.restart(workers)
     await upgrade.step("the parent of the workers is new")
+    await to_batches_and_back(upgrade, first, workers, last)
     await upgrade.finish()
-    assert len(upgrade.lost()) == 2
+    assert len(set(upgrade.lost())) == 3
+
+
+async def to_batches_and_back(upgrade: Upgrade, first: Host, workers: Host, killed: Host) -> None:
+    """Have three hosts publish lines in batches, one after another, and back. The last one is killed with batches."""
+    assert set(await upgrade.arriving()) == {"lines"}
+    first.configure(**BATCHES)
+    await upgrade.restart(first)
+    assert set(await upgrade.arriving()) == {"lines", "batches"}
+    workers.configure(**BATCHES)
+    await upgrade.replace_workers(workers)
+    killed.configure(**BATCHES)
+    await upgrade.restart(killed)
+    assert set(await upgrade.arriving()) == {"batches"}
+
+    workers.configure()
+    await upgrade.replace_workers(workers)
+    assert set(await upgrade.arriving()) == {"lines", "batches"}
+    await upgrade.kill(killed)
+    killed.configure()
+    await killed.owsla.start()
+    first.configure()
+    await upgrade.restart(first)
+    assert set(await upgrade.arriving()) == {"lines"}
+
+
+@reactor_test
+async def test_to_batches_and_back(upgrade: Upgrade) -> None:
+    """While hosts change from lines to batches and back, no line is lost, and those of a device stay in order. Hosts with and
+    without batches work together, and a back end that reads both forms needs no change.
+    """
+    hosts = upgrade.host("first"), upgrade.host("workers", workers=2), upgrade.host("killed")
+    await upgrade.start(*hosts)
+    await to_batches_and_back(upgrade, *hosts)
+    await upgrade.finish()
+    assert len(set(upgrade.lost())) == 1

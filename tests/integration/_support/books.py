@@ -293,6 +293,8 @@ class AnsweringBackend:
         self.reports_arguments: dict[str, Any] = {}
         self.gate = threading.Event()
         self.gate.set()
+        self.messages: Counter[str] = Counter()
+        """Number of `batches` and of `lines` that came in messages of their own. Includes duplicates."""
         self.heard: list[tuple[str, int, bytes]] = []
         """Everything that arrived on from_device: connection id, number, body. Includes duplicates."""
         self.first: dict[Key, bytes] = {}
@@ -365,6 +367,7 @@ class AnsweringBackend:
             done: list[int] = []
 
             def on_line(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+                self.messages["batches" if "owsla_batch" in properties.headers else "lines"] += 1
                 for shape, line in lines_of(properties, body):
                     self._on_line(shape, line)
                 done.append(method.delivery_tag)
@@ -590,6 +593,22 @@ class Books:
                 told.add(connection_id)
                 found.append(f"{connection_id}: line {seq} came where {following[connection_id]} was next")
             following[connection_id] = seq + 1
+        return found
+
+    def order_of_devices(self) -> list[str]:
+        """Check that the messages of each device arrived in their order over all of its connections, without a hole.
+
+        Repeats do not count: on a new connection a device begins with its first unacknowledged message.
+        """
+        found = []
+        arrived: dict[str, dict[int, None]] = {device.name: {} for device in self.fleet.devices}
+        for _, _, body in self.backend.heard:
+            name, _, message, _ = body.decode().split(" ")
+            arrived[name].setdefault(int(message))
+        for device in self.fleet.devices:
+            wrong = [(at, message) for at, message in enumerate(arrived[device.name]) if at != message]
+            if wrong or len(arrived[device.name]) != device.said:
+                found.append(f"{device.name}: {len(arrived[device.name])} of {device.said} messages; out of order: {wrong[:3]}")
         return found
 
     def _answers(self, session: Session, connection_id: str, skips: bool) -> list[str]:
