@@ -1,7 +1,8 @@
 """TLS server that only holds connections: the minimum that a TLS connection costs with pyOpenSSL.
 
-It uses the TLS context of the gateway, so that the difference in memory is due to the gateway. `bench.memory` starts it with
-the certificate and the key. It prints its port, and ends with its standard input.
+It uses the TLS context of the gateway, so that the difference in memory and CPU is due to the gateway. `bench.memory` starts it
+with the certificate and the key. It prints its port, and ends with its standard input. `bench.handshakes` adds a port. Then it
+serves until it is killed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from owsla.tls.device import DeviceTLS, DeviceTLSFiles, load_device_tls
 class Bare:
     """Server that keeps nothing per connection but the `SSL.Connection` with its socket."""
 
-    def __init__(self, cert: Path, key: Path) -> None:
+    def __init__(self, cert: Path, key: Path, port: int = 0) -> None:
         self.context = DeviceTLS(load_device_tls(DeviceTLSFiles(pairs=[(cert, key)]))).context
-        self.socket = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        self.socket = socket.create_server(("127.0.0.1", port), backlog=4096)
         self.socket.setblocking(False)
         self.epoll = select.epoll()
-        self.epoll.register(0, select.EPOLLIN)
+        if not port:
+            self.epoll.register(0, select.EPOLLIN)
         self.epoll.register(self.socket.fileno(), select.EPOLLIN)
         self.shaking: dict[int, SSL.Connection] = {}
         self.open: dict[int, SSL.Connection] = {}
@@ -51,9 +53,11 @@ class Bare:
                 self.open[fd].recv(16384)
         except SSL.WantReadError:
             pass
-        except SSL.Error:
+        except SSL.Error as error:
             self.epoll.unregister(fd)
             connection = self.shaking.pop(fd, None) or self.open.pop(fd)
+            if isinstance(error, SSL.ZeroReturnError):
+                connection.shutdown()  # answers close_notify, as the gateway does
             connection.close()
 
     def run(self) -> None:
@@ -69,9 +73,9 @@ class Bare:
 
 
 def main() -> None:
-    """Serve on a free port of 127.0.0.1."""
+    """Serve on a port of 127.0.0.1: a free one, if none is given."""
     raise_open_files_limit()
-    bare = Bare(Path(sys.argv[1]), Path(sys.argv[2]))
+    bare = Bare(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     print(bare.socket.getsockname()[1], flush=True)
     bare.run()
 

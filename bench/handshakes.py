@@ -6,6 +6,7 @@ Devices connect with X25519 to a server with a P-256 certificate, complete the h
 CPU is all that the server uses for that, read from /proc. The servers take turns:
 
 - Owsla with its embedded broker, which has nothing to do meanwhile;
+- a loop with epoll and pyOpenSSL (`bench.bare`) with the TLS context of Owsla: the minimum of a server in Python;
 - HAProxy with one thread, if it is installed: a frontend for HTTP, which waits for a request that never comes;
 - a server in Go (`beside/handshakes.go`) that discards what it reads, if there is a Go compiler;
 - those of `--beside NAME=COMMAND`: a shell command that serves TLS on {port} with {cert} and {key}.
@@ -36,6 +37,7 @@ from owsla.tls.development import development_certificates
 
 from . import proc
 from .c_program import MeasurementError
+from .child import ROOT
 from .harness import arguments, circumstances, command_line, free_port, median, publish, table
 from .systems import DEVICES, SwarmCommand, end_group
 
@@ -156,6 +158,12 @@ def owsla(name: str = OWSLA, python: str = sys.executable) -> Server:
     return Server(name, command, {"OWSLA_BROKER": "embedded", "OWSLA_EMBEDDED_PORT": str(free_port())})
 
 
+def bare() -> Server:
+    """Return the minimum of a server with pyOpenSSL."""
+    command = f"cd {shlex.quote(str(ROOT))} && exec {shlex.quote(sys.executable)} -m bench.bare {{cert}} {{key}} {{port}}"
+    return Server("pyOpenSSL alone", command, {"OPENSSL_CONF": str(DEFAULTS)})
+
+
 def haproxy() -> Server | None:
     """Return HAProxy, with the tickets of its OpenSSL turned off; `None` if it is not installed."""
     program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
@@ -221,7 +229,7 @@ def main() -> None:
             parser.error(f"{pair!r} has no =")
     with tempfile.TemporaryDirectory(prefix="owsla-bench-") as temporary:
         folder = Path(temporary)
-        known = [owsla(), *(owsla(*pair.split("=", 1)) for pair in options.python), haproxy(), go_server(folder)]
+        known = [owsla(), *(owsla(*pair.split("=", 1)) for pair in options.python), bare(), haproxy(), go_server(folder)]
         servers = [server for server in known if server is not None]
         servers += [Server(*pair.split("=", 1)) for pair in options.beside]
         rows = list(measure(servers, options.runs, options.handshakes, folder))

@@ -39,7 +39,7 @@ from .runtime.clock import use_monotonic_clock
 from .runtime.files import Files
 from .runtime.process import set_exit_status
 from .runtime.resolver import resolve_in_daemon_threads
-from .runtime.sockets import loopback
+from .runtime.sockets import ListeningSocket, loopback
 from .wiring.configuration import load_configuration
 from .wiring.node import make_node
 from .wiring.shutdown import NodeService
@@ -58,7 +58,9 @@ def main() -> None:
         start = read_first(channel)
     except (EOFError, OSError):
         return  # the parent is gone
-    doors = {name: socket.socket(fileno=FIRST_DOOR_FD + at) for at, name in enumerate(start["doors"])}
+    doors: dict[str, socket.socket] = {
+        name: ListeningSocket(fileno=FIRST_DOOR_FD + at) for at, name in enumerate(start["doors"])
+    }
     for sock in doors.values():
         sock.set_inheritable(False)
         sock.setblocking(False)

@@ -9,9 +9,25 @@ import ipaddress
 import os
 import socket
 import stat
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import ConfigError, os_reason
+
+
+class ListeningSocket(socket.socket):
+    """Socket that makes the enumerations of its family and type once.
+
+    `socket.accept` asks for both. `socket.socket` would make them again for each connection: 6 calls in Python.
+    """
+
+    @cached_property
+    def family(self) -> socket.AddressFamily:
+        return super().family
+
+    @cached_property
+    def type(self) -> socket.SocketKind:
+        return super().type
 
 
 def bind(port: int, interface: str, option: str = "--port") -> socket.socket:
@@ -20,7 +36,7 @@ def bind(port: int, interface: str, option: str = "--port") -> socket.socket:
     Raise `ConfigError`, with the name of the option, if the port cannot be used.
     """
     family, host = _family(interface)
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = ListeningSocket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
@@ -53,7 +69,7 @@ def is_loopback(interface: str) -> bool:
     return interface != "" and ipaddress.ip_address(interface).is_loopback
 
 
-class UnixSocket(socket.socket):
+class UnixSocket(ListeningSocket):
     """Unix socket that was bound to a path, which `close` removes, unless another process has it by now.
 
     Another process that inherits the descriptor closes it without removing the path. Until `close`, a lock on the file

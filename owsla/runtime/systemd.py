@@ -25,6 +25,7 @@ from twisted.internet.endpoints import serverFromString
 
 from ..errors import ConfigError, os_reason
 from .process import UNNAMED_SOCKET
+from .sockets import ListeningSocket
 
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
@@ -72,7 +73,7 @@ def _passed_socket(descriptor: int, name: str) -> socket.socket:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             raise ConfigError(f"{where} is not a socket: only ListenStream= can be used")
         os.set_inheritable(descriptor, False)
-        sock = socket.socket(fileno=descriptor)
+        sock = ListeningSocket(fileno=descriptor)
     except OSError as error:
         raise ConfigError(f"{where} cannot be used: {os_reason(error)}") from None
     fault = _fault(sock)

@@ -9,13 +9,14 @@ import socket
 import stat
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
 from owsla.runtime import sockets
-from owsla.runtime.sockets import UnixSocket, bind, bind_unix, is_loopback, loopback
+from owsla.runtime.sockets import ListeningSocket, UnixSocket, bind, bind_unix, is_loopback, loopback
 
 
 class OwnAddressTests(SynchronousTestCase):
@@ -199,6 +200,39 @@ class UnixSocketTests(SynchronousTestCase):
         self.assertRegex(self.refused(), "cannot be used: (?i:no such file or directory)$")
         self.path = self.path.parents[1] / ("x" * 200)
         self.assertRegex(self.refused(), "cannot be used: .*too long$")
+
+
+class ListeningSocketTests(SynchronousTestCase):
+    def test_enumerations_are_made_once(self) -> None:
+        """A listening socket makes the enumerations of its family and type once, not for each connection that it accepts."""
+        sock = bind(0, "127.0.0.1")
+        self.addCleanup(sock.close)
+        sock.listen()
+        sock.setblocking(True)
+        made: list[type] = []
+        clients = [socket.create_connection(sock.getsockname()) for _ in range(3)]
+        call: Any = type(socket.AddressFamily).__call__
+
+        def count(kind: type, *args: object) -> object:
+            made.append(kind)
+            return call(kind, *args)
+
+        self.patch(type(socket.AddressFamily), "__call__", count)
+        for client in clients:
+            self.addCleanup(client.close)
+            accepted, address = sock.accept()
+            self.addCleanup(accepted.close)
+            self.assertEqual(address, client.getsockname())
+        self.assertCountEqual(made, [socket.AddressFamily, socket.SocketKind])
+        self.assertEqual((sock.family, sock.type), (socket.AF_INET, socket.SOCK_STREAM))
+
+    def test_sockets_of_other_processes(self) -> None:
+        """The family and the type of a socket that another program made are those that the system knows."""
+        for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            sock = ListeningSocket(fileno=socket.socket(family, socket.SOCK_STREAM).detach())
+            self.addCleanup(sock.close)
+            self.assertIs(sock.family, family)
+            self.assertIs(sock.type, socket.SOCK_STREAM)
 
 
 class LoopbackTests(SynchronousTestCase):
