@@ -8,7 +8,7 @@ from typing import Final, Literal
 from cryptography import x509
 
 from ..config.addresses import BrokerAddress
-from ..tls.inventory import Entry, certificate_entries
+from ..tls.inventory import InventoryEntry, certificate_entries
 
 ConnectionState = Literal["waiting", "connecting", "up", "blocked", "stopped"]
 """State of a connection to the broker:
@@ -37,7 +37,7 @@ class ConnectionStatus:
         """Time since which the connection is in this state."""
         self.address: str | None = None
         """Address of the last attempt, without a password; `None` before the first one."""
-        self.certificate: Entry | None = None
+        self.certificate: InventoryEntry | None = None
         """Certificate that the broker showed last; `None` without TLS."""
         self.fault: str | None = None
         """Description of the last fault. It stays when the connection is up again; `None`: no fault so far."""

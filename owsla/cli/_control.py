@@ -71,7 +71,7 @@ class Refusal(ControlError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ControlResponse:
     """An HTTP answer."""
 
     status: int
@@ -132,11 +132,11 @@ class Control:
         with self._connected(SILENCE) as connection:
             response = self._send(connection, "GET", _target(path, query), headers)
             if response.status != http.client.OK:
-                self._json(Answer(response.status, response.headers, response.read(LARGEST)))
+                self._json(ControlResponse(response.status, response.headers, response.read(LARGEST)))
             self._check_version(response.status, response.headers)
             yield from _sent(iter(lambda: response.readline(LARGEST), b""))
 
-    def request(self, method: str, target: str, *, timeout: float = TIMEOUT) -> Answer:
+    def request(self, method: str, target: str, *, timeout: float = TIMEOUT) -> ControlResponse:
         """Return any answer, also one of another program. Raise `Unreachable`."""
         deadline = time.monotonic() + timeout
         with self._connected(timeout) as connection:
@@ -148,7 +148,7 @@ class Control:
                     raise TimeoutError
                 if len(body) > LARGEST:
                     raise Unreachable(f"{self.where}: the answer is longer than {LARGEST >> 20} MB: is that a gateway?")
-            return Answer(response.status, response.headers, bytes(body))
+            return ControlResponse(response.status, response.headers, bytes(body))
 
     def process(self) -> int | None:
         """Return the process id of the gateway at a unix socket, or `None` if it is not to be had. Raise `Unreachable`."""
@@ -181,7 +181,7 @@ class Control:
         self._ahead = _ahead(response.getheader("Date"), self._clock())
         return response
 
-    def _json(self, answer: Answer) -> JSON:
+    def _json(self, answer: ControlResponse) -> JSON:
         self._check_version(answer.status, answer.headers)
         try:
             document = json.loads(answer.body)

@@ -137,7 +137,7 @@ def answer_properties(connection_id: str, seq: int | None, trace: Trace | None =
     return {"headers": headers, "delivery_mode": 2}
 
 
-class Answer(NamedTuple):
+class PendingAnswer(NamedTuple):
     """An answer that was published and not confirmed yet."""
 
     tag: int
@@ -174,10 +174,10 @@ class Answerer(BaseHandler):
         self._prefix = prefix
         self._waiting: deque[tuple[int, bytes, bytes]] = deque()
         self._publishes: dict[str, bytes] = {}
-        self._sent: dict[int, Answer] = {}
+        self._sent: dict[int, PendingAnswer] = {}
         self._lowest = self._next = 1  # publish tags: the lowest one that may be unconfirmed, and the next one
         self._returned: Counter[tuple[str, int | None]] = Counter()
-        self._again: list[Answer] = []
+        self._again: list[PendingAnswer] = []
         self._retry_call: DelayedCall | None = None
         self._retry_wait = RetryDelay(first=0.1, most=5.0)
         self._unanswered: dict[int, int] = {}
@@ -229,9 +229,9 @@ class Answerer(BaseHandler):
             # The gateway names no queue that begins with "amq.", and for some of those names RabbitMQ closes the connection.
             to_reply_to = line.reply_to and not line.reply_to.startswith("amq.")
             queue = line.reply_to if to_reply_to else self._to_device
-            self._publish(Answer(tag, queue, line.connection_id, line.seq, self._prefix + text, line.trace))
+            self._publish(PendingAnswer(tag, queue, line.connection_id, line.seq, self._prefix + text, line.trace))
 
-    def _publish(self, answer: Answer) -> None:
+    def _publish(self, answer: PendingAnswer) -> None:
         publish = self._publishes.get(answer.queue)
         if publish is None:
             if len(self._publishes) >= QUEUES:
@@ -270,7 +270,7 @@ class Answerer(BaseHandler):
         if line is not None:
             self._returned[line.connection_id, line.seq] += 1
 
-    def _take(self, tag: int, multiple: bool) -> list[Answer]:
+    def _take(self, tag: int, multiple: bool) -> list[PendingAnswer]:
         if not multiple:
             answer = self._sent.pop(tag, None)
             return [] if answer is None else [answer]
@@ -305,7 +305,7 @@ class Answerer(BaseHandler):
 
     # -- answers returned or refused ----------------------------------------------------------------------------------------
 
-    def _publish_later(self, answer: Answer, why: str) -> None:
+    def _publish_later(self, answer: PendingAnswer, why: str) -> None:
         self._again.append(answer)
         if self._retry_call is None:
             wait = self._retry_wait.next()

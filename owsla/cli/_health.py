@@ -9,7 +9,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
-from ._control import Answer, Control, ControlError
+from ._control import Control, ControlError, ControlResponse
 from ._gateway import find, guarded
 from ._print import put
 
@@ -49,5 +49,5 @@ def _ready(control: Control) -> int:
     return 0
 
 
-def _unexpected(control: Control, answer: Answer) -> ControlError:
+def _unexpected(control: Control, answer: ControlResponse) -> ControlError:
     return ControlError(f"{control.where}: an unexpected answer (status {answer.status}): is that a gateway?")

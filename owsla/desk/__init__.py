@@ -25,14 +25,14 @@ from ._rows import Rows
 from ._slices import Slices
 from ._top import TopDevices
 from ._traces import TooManyTraces, Traces, node_traces, parent_traces
-from ._types import JSON, NO_ARGS, Answer, Args, BadArgument
+from ._types import JSON, NO_ARGS, AnswerFunction, Args, BadArgument
 
 __all__ = [
     "JSON",
     "NO_ARGS",
     "SORTS",
     "STATES",
-    "Answer",
+    "AnswerFunction",
     "Answers",
     "Args",
     "BadArgument",

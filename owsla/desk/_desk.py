@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from ..interfaces import Clock
 from ._asking import Answers, WorkerHandle, WorkerQueries
 from ._merging import ACTIONS, CHECKS, MERGES, STEPS
-from ._types import JSON, NO_ARGS, PARENT, Answer, Args, BadArgument, NamedAnswers
+from ._types import JSON, NO_ARGS, PARENT, AnswerFunction, Args, BadArgument, NamedAnswers
 
 
 class UnknownQuestion(LookupError):
@@ -31,7 +31,7 @@ class Desk(Protocol):
 class NodeDesk:
     """Desk of one process."""
 
-    def __init__(self, answers: Mapping[str, Answer]) -> None:
+    def __init__(self, answers: Mapping[str, AnswerFunction]) -> None:
         """`answers` has a function for each kind of question."""
         self._answers = dict(answers)
 

@@ -18,7 +18,7 @@ from ..interfaces import Clock
 from ..routing import Registry
 from ._trace_buffer import TraceBuffer
 from ._trace_target import EVENTS_OF_DEVICES, TraceTarget
-from ._traces import Cursor, TraceRequest
+from ._traces import TraceCursor, TraceRequest
 from ._types import JSON
 
 CONNECTIONS: Final = 64
@@ -175,7 +175,7 @@ class DeviceTrace:
             device_id: str | None = getattr(event, "device_id", None)
             self._buffer.add(TraceRecord(when, "event", connection_id, device_id, text=str(event), event=event.name))
 
-    def poll(self, after: Cursor | None) -> JSON:
+    def poll(self, after: TraceCursor | None) -> JSON:
         instance = self._node.instance
         records, dropped = self._buffer.take(None if after is None else after.get(instance, (0, 0)))
         return {
@@ -202,5 +202,5 @@ class DeviceTrace:
         self._over = "an error in the gateway: see its log"
         self.stop()
 
-    def end(self, after: Cursor | None, reason: str) -> None:
+    def end(self, after: TraceCursor | None, reason: str) -> None:
         """Do nothing: the records end with this object."""

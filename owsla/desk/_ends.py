@@ -23,7 +23,7 @@ from ..events import (
     HandshakeFailed,
     LoginFailed,
 )
-from ._refusals import Entry, Refusals
+from ._refusals import PackedRepeats, Refusals
 from ._ring import EventRing, pack
 
 IDENTIFIED: Final = 4 << 20
@@ -71,7 +71,7 @@ class Ends:
         """Estimate of the memory that the events take, in bytes."""
         return self._identified.size + self._anonymous.size + self._refusals.size
 
-    def memories(self) -> Iterator[Iterable[Entry]]:
+    def memories(self) -> Iterator[Iterable[PackedRepeats]]:
         """Yield what each of the memories has at that time, newest first."""
         for ring in (self._identified, self._anonymous):
             # One by one: a list of these tuples would take some milliseconds.

@@ -72,11 +72,11 @@ ABSENT: Final = 32
 _CURSOR: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{1,15}(\.[0-9a-f]{8}-[0-9a-f]{1,15})*")
 _LONGEST: Final = 16384
 
-Cursor = Mapping[str, int]
+EventCursor = Mapping[str, int]
 """Number of the next event by instance."""
 
 
-def parse_cursor(text: str | None) -> Cursor | None:
+def parse_cursor(text: str | None) -> EventCursor | None:
     """Return the cursor in a text, or `None` without one. Raise `BadArgument` if it is not a cursor."""
     if not text:
         return None
@@ -85,7 +85,7 @@ def parse_cursor(text: str | None) -> Cursor | None:
     return {instance: int(number, 16) for instance, _, number in (part.partition("-") for part in text.split("."))}
 
 
-def cursor_text(cursor: Cursor) -> str:
+def cursor_text(cursor: EventCursor) -> str:
     """Return a cursor as text."""
     return ".".join(f"{instance}-{number:x}" for instance, number in cursor.items())
 

@@ -25,7 +25,7 @@ class Matches(NamedTuple):
     """Number of all matches, of which `connections` may be a part."""
 
 
-class Address(NamedTuple):
+class PeerAddress(NamedTuple):
     """An IP address, with a port or without one."""
 
     host: str
@@ -59,7 +59,7 @@ class Lookup:
             return succeed(Matches([], 0))
         return self._by_address(address, limit)
 
-    def _by_address(self, address: Address, limit: int) -> Deferred[Matches]:
+    def _by_address(self, address: PeerAddress, limit: int) -> Deferred[Matches]:
         newest: list[Connection] = []
         total = 0
 
@@ -78,7 +78,7 @@ class Lookup:
         )
 
 
-def read_address(text: str) -> Address | None:
+def read_address(text: str) -> PeerAddress | None:
     """Return the address in a text such as `192.0.2.1`, `192.0.2.1:4711` or `[2001:db8::1]:4711`; `None` if it is none."""
     host, port = text, None
     if text.startswith("["):
@@ -95,4 +95,4 @@ def read_address(text: str) -> Address | None:
     except ValueError:
         return None
     mapped = getattr(address, "ipv4_mapped", None)
-    return Address(str(mapped or address), port)
+    return PeerAddress(str(mapped or address), port)

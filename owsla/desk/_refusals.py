@@ -14,7 +14,7 @@ REPEATED: Final = 250
 """Bytes of memory that an entry takes beside those of `ENTRY`: a tuple, two numbers, and a place in a dictionary, which may be
 a third full only."""
 
-Entry: TypeAlias = tuple[bytes, int, float | None]
+PackedRepeats: TypeAlias = tuple[bytes, int, float | None]
 """The packed last event, the number of equal ones, and the time of the first in seconds since the epoch, or `None`."""
 
 
@@ -66,7 +66,7 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def newest_first(self) -> Sequence[Entry]:
+    def newest_first(self) -> Sequence[PackedRepeats]:
         """Return all refusals that are kept, newest first."""
         return list(reversed(self._entries.values()))
 

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 from ..events import KINDS, Event, Listening, NodeStarted
 from ..routing import canonical
 
-Address: TypeAlias = IPv4Address | IPv6Address
+IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 _IDS: Final = ("connection_id", "device_id", "claimed_id", "by")
 _PEERS: Final = ("peer", "peers", "address")
@@ -82,7 +82,7 @@ class TraceTarget:
             return False
 
 
-def _address(text: str) -> Address | None:
+def _address(text: str) -> IPAddress | None:
     try:
         address = ip_address(text)
     except ValueError:
@@ -90,7 +90,7 @@ def _address(text: str) -> Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
-def _peer_of(text: str, address: Address | None) -> str | None:
+def _peer_of(text: str, address: IPAddress | None) -> str | None:
     """Return the beginning of the peer of connections from an address, or the whole peer if the text has a port."""
     if address is not None:
         return f"[{address}]:" if address.version == 6 else f"{address}:"

@@ -40,7 +40,7 @@ LIMIT: Final = 16
 ABANDONED: Final = 30.0
 """Seconds without a question after which a trace ends. Its reader asks four times a second."""
 
-Cursor = Mapping[str, tuple[int, int]]
+TraceCursor = Mapping[str, tuple[int, int]]
 """For each process the position of the reader in its records: `TraceBuffer.position`, in JSON a list."""
 
 
@@ -64,13 +64,13 @@ class TraceRequest:
 class RunningTrace(Protocol):
     """A trace in this process, as `Traces` sees it."""
 
-    def poll(self, after: Cursor | None) -> JSON:
+    def poll(self, after: TraceCursor | None) -> JSON:
         """Return what is new for the reader."""
 
     def stop(self) -> None:
         """Stop recording. The records that were not read stay."""
 
-    def end(self, after: Cursor | None, reason: str) -> None:
+    def end(self, after: TraceCursor | None, reason: str) -> None:
         """Forget the records."""
 
 
@@ -145,7 +145,7 @@ class Traces:
         due = entry.polled + ABANDONED if entry.over is not None else min(entry.deadline, entry.polled + ABANDONED)
         entry.call = self._clock.callLater(max(0.0, due - now), self._check, entry)
 
-    def _end(self, entry: _Entry, reason: str, after: Cursor | None) -> None:
+    def _end(self, entry: _Entry, reason: str, after: TraceCursor | None) -> None:
         del self._entries[entry.request.id]
         if entry.call is not None:
             entry.call.cancel()
@@ -167,11 +167,11 @@ class ReportedTrace:
         self._request = request
         self._emit = emit
         self._recorded = recorded
-        self._after: Cursor = {}
+        self._after: TraceCursor = {}
         seconds = round(request.until / 1000 - now, 1)
         emit(TraceStarted(request.target, request.by, seconds, request.bodies))
 
-    def poll(self, after: Cursor | None) -> JSON:
+    def poll(self, after: TraceCursor | None) -> JSON:
         self._after = after or self._after
         return {} if self._recorded is None else self._recorded.poll(after)
 
@@ -179,7 +179,7 @@ class ReportedTrace:
         if self._recorded is not None:
             self._recorded.stop()
 
-    def end(self, after: Cursor | None, reason: str) -> None:
+    def end(self, after: TraceCursor | None, reason: str) -> None:
         after = after or self._after
         if self._recorded is not None:
             self._recorded.end(after, reason)

@@ -16,7 +16,7 @@ Args: TypeAlias = Mapping[str, Any]
 
 NO_ARGS: Final[Args] = MappingProxyType({})
 
-Answer: TypeAlias = Callable[[Args], JSON | Deferred[JSON]]
+AnswerFunction: TypeAlias = Callable[[Args], JSON | Deferred[JSON]]
 """A function that answers one kind of question in a process."""
 
 NamedAnswers: TypeAlias = Sequence[tuple[str, JSON]]

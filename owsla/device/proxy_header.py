@@ -34,7 +34,7 @@ the same limit (NGX_PROXY_PROTOCOL_MAX_HEADER). Version 2 could have 65,551 byte
 LONGEST_LINE: Final = 107
 """Maximum length of a header of version 1 in bytes, with its CR LF (section 2.1)."""
 
-Address = tuple[str, int]
+SocketAddress = tuple[str, int]
 """A host, as `inet_ntop` writes it, and a port."""
 
 # -- Version 1 ---------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class ProxyHeader:
 
     length: int
     """Length of the header in bytes."""
-    source: Address | None = None
+    source: SocketAddress | None = None
     """Address of the device; `None` if the header does not say. An IPv4 address in IPv6 form is given as IPv4."""
     local: bool = False
     """True if the proxy has made the connection for itself, such as for a health check."""
@@ -197,7 +197,7 @@ def _parse_v2(first: bytes) -> ProxyHeader | int:
     return ProxyHeader(length, _source(family, first), False, common_name, tls_version)
 
 
-def _source(family: int, header: bytes) -> Address | None:
+def _source(family: int, header: bytes) -> SocketAddress | None:
     """Return the source address of a header of version 2."""
     if family == _TCP4:
         packed, _, port = struct.unpack_from(">4s4sH", header, _FIXED)
@@ -266,7 +266,7 @@ def _tlvs(data: bytes, at: int) -> Iterator[tuple[int, int, bytes]]:
 # -- Writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_v1(source: Address | None, destination: Address) -> bytes:
+def write_v1(source: SocketAddress | None, destination: SocketAddress) -> bytes:
     """Return a header of version 1. Both addresses are IPv4, or both are IPv6; with `None` the header says UNKNOWN."""
     if source is None:
         return b"PROXY UNKNOWN\r\n"
@@ -275,8 +275,8 @@ def write_v1(source: Address | None, destination: Address) -> bytes:
 
 
 def write_v2(
-    source: Address | None,
-    destination: Address,
+    source: SocketAddress | None,
+    destination: SocketAddress,
     *,
     common_name: str | None = None,
     tls_version: str = "",

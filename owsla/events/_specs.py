@@ -21,7 +21,7 @@ from ._manager import EventManager, Handler
 from ._outbox import Outbox, Writer
 from ._service import HandlerService
 
-Kind: TypeAlias = Literal["console", "json", "database", "amqp"]
+HandlerKind: TypeAlias = Literal["console", "json", "database", "amqp"]
 
 STDOUT: Final = "-"
 """Name of standard output in place of a file."""
@@ -31,7 +31,7 @@ STDOUT: Final = "-"
 class HandlerSpec:
     """A handler of `--events`. Neither `str()` nor `repr()` shows a password."""
 
-    kind: Kind
+    kind: HandlerKind
     where: str = ""
     """File, or database without its password, for people."""
     path: Path | None = None

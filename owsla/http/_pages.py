@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.web.http import NOT_MODIFIED
 from twisted.web.server import Request
 
-from ._site import TEXT_TYPE, Answer, PageFunction
+from ._site import TEXT_TYPE, PageFunction, Response
 from ._sources import Source
 from ._state import State
 from ._static import StaticFile, StaticFiles
@@ -37,23 +37,23 @@ def make_pages(source: Source) -> dict[bytes, PageFunction]:
     """Return the pages by path."""
     files = StaticFiles()
 
-    def index(_: Request) -> Deferred[Answer]:
-        return source.state().addCallback(lambda state: Answer(200, _HTML, files.index(title(state), summary(state))))
+    def index(_: Request) -> Deferred[Response]:
+        return source.state().addCallback(lambda state: Response(200, _HTML, files.index(title(state), summary(state))))
 
-    def metrics(request: Request) -> Deferred[Answer]:
+    def metrics(request: Request) -> Deferred[Response]:
         encode, media_type = _encoder(request)
-        return source.metrics().addCallback(lambda families: Answer(200, media_type, encode(_Collected(families))))
+        return source.metrics().addCallback(lambda families: Response(200, media_type, encode(_Collected(families))))
 
-    def healthz(_: Request) -> Deferred[Answer]:
-        return succeed(Answer(200, TEXT_TYPE, "ok\n"))
+    def healthz(_: Request) -> Deferred[Response]:
+        return succeed(Response(200, TEXT_TYPE, "ok\n"))
 
-    def readyz(_: Request) -> Deferred[Answer]:
+    def readyz(_: Request) -> Deferred[Response]:
         return source.state().addCallback(
-            lambda state: Answer(200 if state.ready else 503, _JSON, json.dumps(_readiness(state)) + "\n")
+            lambda state: Response(200 if state.ready else 503, _JSON, json.dumps(_readiness(state)) + "\n")
         )
 
-    def tree(_: Request) -> Deferred[Answer]:
-        return source.state().addCallback(lambda state: Answer(200, _JSON, json.dumps(state.tree, indent=2) + "\n"))
+    def tree(_: Request) -> Deferred[Response]:
+        return source.state().addCallback(lambda state: Response(200, _JSON, json.dumps(state.tree, indent=2) + "\n"))
 
     return {
         b"/": index,
@@ -69,10 +69,10 @@ def _static_page(file: StaticFile) -> PageFunction:
     # A browser keeps the file, and asks at each use whether it has changed: after an update no part of it is an old one.
     headers = {"cache-control": "no-cache", "etag": file.etag.decode()}
 
-    def page(request: Request) -> Deferred[Answer]:
+    def page(request: Request) -> Deferred[Response]:
         if file.etag in (request.getHeader(b"if-none-match") or b""):
-            return succeed(Answer(NOT_MODIFIED, file.media_type, b"", headers))
-        return succeed(Answer(200, file.media_type, file.body, headers))
+            return succeed(Response(NOT_MODIFIED, file.media_type, b"", headers))
+        return succeed(Response(200, file.media_type, file.body, headers))
 
     return page
 

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from ..desk import WorkerHandle
 from ..supervision import TreeNode
-from ..tls.inventory import Entry
+from ..tls.inventory import InventoryEntry
 from ._counts import EventCounts
 from ._histogram import Histogram
 from ._lateness import Lateness
@@ -255,7 +255,7 @@ class BrokerConnectionReadings(Protocol):
         """Address of the last attempt; `None` before the first one."""
 
     @property
-    def certificate(self) -> Entry | None:
+    def certificate(self) -> InventoryEntry | None:
         """Certificate that the broker showed last; `None` without TLS."""
 
     @property
@@ -272,7 +272,7 @@ class CertificateReading:
 
     door: str | None
     """Name of the door; `None`: for connections to the broker."""
-    entry: Entry
+    entry: InventoryEntry
 
 
 class ReloadReadings(Protocol):

@@ -31,7 +31,7 @@ MOST_VALUES: Final = 20
 H = TypeVar("H")
 
 
-class Kind(Protocol):
+class ParameterType(Protocol):
     """Type of a parameter."""
 
     def read(self, text: str) -> Any:
@@ -121,7 +121,7 @@ class Parameter:
     """Parameter of the query of a URL. A repeatable one has a list of values."""
 
     name: str
-    kind: Kind
+    kind: ParameterType
     default: Any = None
     repeatable: bool = False
 

@@ -39,7 +39,7 @@ TEXT_TYPE: Final = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """An answer to a request."""
 
     status: int
@@ -48,7 +48,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-PageFunction = Callable[[Request], Deferred[Answer]]
+PageFunction = Callable[[Request], Deferred[Response]]
 """A function that generates a page."""
 
 
@@ -72,13 +72,13 @@ class Root(Resource):
             request.setHeader(name.encode(), value.encode())
         if _is_of_api(request):
             request.setHeader(b"owsla-api-version", str(VERSION).encode())
-        answer: Deferred[Answer | None] = maybeDeferred(self._answer, request)
+        answer: Deferred[Response | None] = maybeDeferred(self._answer, request)
         answer.addErrback(self._refused, request)
         answer.addErrback(self._failed, request)
         answer.addCallback(self._write, request)
         return NOT_DONE_YET
 
-    def _answer(self, request: Request) -> Deferred[Answer | None]:
+    def _answer(self, request: Request) -> Deferred[Response | None]:
         """Return the answer to a request; `None` if it is a stream."""
         hosts = request.requestHeaders.getRawHeaders(b"host", [])
         if self._names is not None and request.path not in CHECKS:
@@ -98,21 +98,21 @@ class Root(Resource):
             raise HttpError(405, "Method not allowed: the pages are read-only.", headers={"allow": "GET, HEAD"})
         return page(request).addCallback(lambda answer: answer)
 
-    def _refused(self, failure: Failure, request: Request) -> Answer:
+    def _refused(self, failure: Failure, request: Request) -> Response:
         failure.trap(HttpError)
         error: Any = failure.value
         if _is_of_api(request):
-            return Answer(error.status, JSON_TYPE, json.dumps({"error": error.text, **error.details}), error.headers)
-        return Answer(error.status, TEXT_TYPE, f"{error.text}\n", error.headers)
+            return Response(error.status, JSON_TYPE, json.dumps({"error": error.text, **error.details}), error.headers)
+        return Response(error.status, TEXT_TYPE, f"{error.text}\n", error.headers)
 
-    def _failed(self, failure: Failure, request: Request) -> Answer:
+    def _failed(self, failure: Failure, request: Request) -> Response:
         self._log.failure("Answering {page} failed", failure, page=request.path.decode("ascii", "replace"))
         text = "This could not be answered; the log has the reason."
         if _is_of_api(request):
-            return Answer(500, JSON_TYPE, json.dumps({"error": text}))
-        return Answer(500, TEXT_TYPE, f"{text}\n")
+            return Response(500, JSON_TYPE, json.dumps({"error": text}))
+        return Response(500, TEXT_TYPE, f"{text}\n")
 
-    def _write(self, answer: Answer | None, request: Request) -> None:
+    def _write(self, answer: Response | None, request: Request) -> None:
         if request.channel is None:
             return  # the client has disconnected
         if answer is None:
@@ -132,8 +132,8 @@ def _is_of_api(request: Request) -> bool:
     return bool(request.path == b"/api" or request.path.startswith(b"/api/"))
 
 
-def _answer_of_api(answered: Answered | None) -> Answer | None:
-    return None if answered is None else Answer(answered.status, answered.media_type, answered.text)
+def _answer_of_api(answered: Answered | None) -> Response | None:
+    return None if answered is None else Response(answered.status, answered.media_type, answered.text)
 
 
 class BodilessRequest(Request):

@@ -8,7 +8,7 @@ from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any, Final
 
 from ..supervision import TreeNode, render
-from ..tls.inventory import Entry
+from ..tls.inventory import InventoryEntry
 from ._readings import (
     CertificateReading,
     DoorReadings,
@@ -96,7 +96,7 @@ class BrokerConnectionState:
     address: str | None = None
     fault: str | None = None
     fault_time: float | None = None
-    certificate: Entry | None = None
+    certificate: InventoryEntry | None = None
     """Certificate that the broker showed last."""
 
 
@@ -307,7 +307,7 @@ def _broker_connection(sent: Mapping[str, Any]) -> BrokerConnectionState:
     )
 
 
-def _broker_certificate(sent: Mapping[str, Any] | None) -> Entry | None:
+def _broker_certificate(sent: Mapping[str, Any] | None) -> InventoryEntry | None:
     if sent is None:
         return None
-    return Entry("broker", str(sent["file"]), str(sent["subject"]), float(sent["not_after"]))
+    return InventoryEntry("broker", str(sent["file"]), str(sent["subject"]), float(sent["not_after"]))

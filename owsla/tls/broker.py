@@ -28,7 +28,7 @@ from zope.interface import implementer
 from ..errors import ConfigError
 from ..runtime.files import ReadFile, read_file
 from .certificates import read_certificates, read_private_key, same_public_key
-from .inventory import Entry, certificate_entries
+from .inventory import InventoryEntry, certificate_entries
 from .verification import explain_verify_error
 
 _ClientKey: TypeAlias = (
@@ -44,7 +44,7 @@ class BrokerTLSMaterial:
     context: SSL.Context
     certificate: x509.Certificate | None = None
     """Certificate that Owsla shows the broker."""
-    inventory: tuple[Entry, ...] = ()
+    inventory: tuple[InventoryEntry, ...] = ()
     """Authorities of `--broker-ca`, and the certificate that Owsla shows the broker."""
 
     @property
@@ -64,7 +64,7 @@ def load_broker_tls(
     """
     twisted: Any = ssl
     options: dict[str, Any] = {"trustRoot": twisted.platformTrust()}
-    entries: list[Entry] = []
+    entries: list[InventoryEntry] = []
     if authorities is not None:
         trusted = read_certificates(authorities, read)
         entries += certificate_entries("broker-ca", authorities, trusted)

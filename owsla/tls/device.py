@@ -45,7 +45,7 @@ from .certificates import read_certificates, read_server_certificate
 from .contexts import ClientVerification, certificate_context, front_context
 from .expiry import ServedCertificate
 from .identity import device_identity
-from .inventory import Entry, certificate_entries, list_entries, response_entries
+from .inventory import InventoryEntry, certificate_entries, list_entries, response_entries
 from .refusal import authority_refusal, certificate_refusal
 from .revocation import UNUSABLE, CrlPolicy, RevocationLists, read_revocation_lists
 from .server_names import ServerNames, same_use
@@ -96,10 +96,10 @@ class DeviceTLSMaterial:
     """Certificates that devices are shown."""
     revocation: RevocationLists | None
     responses: OcspResponses | None
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[InventoryEntry, ...] = ()
     """Server certificates and client authorities, for `inventory`."""
 
-    def inventory(self, now: float) -> Iterator[Entry]:
+    def inventory(self, now: float) -> Iterator[InventoryEntry]:
         """Yield an entry for each certificate, authority, revocation list and OCSP response."""
         yield from self.entries
         if self.revocation is not None:

@@ -13,16 +13,16 @@ from .certificates import readable_name
 from .revocation import RevocationLists
 from .stapling import OcspResponses
 
-Kind = Literal["server", "client-ca", "crl", "ocsp-response", "broker-cert", "broker-ca", "broker"]
+EntryKind = Literal["server", "client-ca", "crl", "ocsp-response", "broker-cert", "broker-ca", "broker"]
 """Kind of an entry: certificate shown to devices, authority of their certificates, list of revoked ones, OCSP response sent to
 them, certificate shown to the broker, authority of the broker's certificate, certificate that the broker shows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class InventoryEntry:
     """A certificate, revocation list or OCSP response in use."""
 
-    kind: Kind
+    kind: EntryKind
     file: str
     """Path of the file, or address of the broker."""
     subject: str
@@ -35,31 +35,35 @@ class Entry:
     """Reason why a list or a response cannot be used; `None` if it can, and for certificates."""
 
 
-def certificate_entries(kind: Kind, file: Path | str, certificates: Iterable[x509.Certificate]) -> tuple[Entry, ...]:
+def certificate_entries(
+    kind: EntryKind, file: Path | str, certificates: Iterable[x509.Certificate]
+) -> tuple[InventoryEntry, ...]:
     """Return the entries of the certificates in a file."""
     return tuple(
-        Entry(kind, str(file), readable_name(each.subject), each.not_valid_after_utc.timestamp()) for each in certificates
+        InventoryEntry(kind, str(file), readable_name(each.subject), each.not_valid_after_utc.timestamp())
+        for each in certificates
     )
 
 
-def list_entries(lists: RevocationLists, now: float) -> Iterator[Entry]:
+def list_entries(lists: RevocationLists, now: float) -> Iterator[InventoryEntry]:
     """Yield the entries of the revocation lists in a file, and of those that are missing in it."""
     file = str(lists.path)
     faults = dict(lists.unusable(now))
     for each in lists.current:
-        yield Entry("crl", file, each.authority, each.next_update, faults.get(each.authority))
+        yield InventoryEntry("crl", file, each.authority, each.next_update, faults.get(each.authority))
     present = {each.authority for each in lists.current}
     for authority, reason in faults.items():
         if authority not in present:
-            yield Entry("crl", file, authority, None, reason)
+            yield InventoryEntry("crl", file, authority, None, reason)
 
 
-def response_entries(responses: OcspResponses) -> Iterator[Entry]:
+def response_entries(responses: OcspResponses) -> Iterator[InventoryEntry]:
     """Yield the entries of OCSP responses."""
     faults = dict(responses.unusable())
     for serial, response in responses.in_use:
-        yield Entry("ocsp-response", str(response.path), f"{serial:x}", response.next_update, faults.get(response.path))
+        file = response.path
+        yield InventoryEntry("ocsp-response", str(file), f"{serial:x}", response.next_update, faults.get(file))
     present = {response.path for _, response in responses.in_use}
     for path, reason in faults.items():
         if path not in present:
-            yield Entry("ocsp-response", str(path), "", None, reason)
+            yield InventoryEntry("ocsp-response", str(path), "", None, reason)

@@ -30,7 +30,7 @@ from ..tls.broker import BrokerTLSMaterial, load_broker_tls
 from ..tls.development import development_certificates
 from ..tls.device import DeviceTLSMaterial, PreviousMaterial, load_device_tls
 from ..tls.expiry import ServedCertificate
-from ..tls.inventory import Entry
+from ..tls.inventory import InventoryEntry
 
 _log = Logger(namespace="owsla")
 
@@ -106,7 +106,7 @@ class CurrentConfiguration:
             return ()
         return (ServedCertificate(str(path), certificate.not_valid_after_utc.timestamp()),)
 
-    def inventory(self, now: float) -> Iterator[tuple[str | None, Entry]]:
+    def inventory(self, now: float) -> Iterator[tuple[str | None, InventoryEntry]]:
         """Yield a door and an entry for each of its certificates and lists, then `None` and the entries for the broker."""
         for door, material in self._configuration.device_tls.items():
             for entry in material.inventory(now):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from ...device.proxy_header import Address, write_v1, write_v2
+from ...device.proxy_header import SocketAddress, write_v1, write_v2
 
 _FIRST_IPV4: Final = (198 << 24) + (18 << 16)
 """198.18.0.0/15 is reserved for the benchmarks of network devices (RFC 2544): no real device has an address in it."""
@@ -39,7 +39,7 @@ class ProxyHeaders:
         return write_v2(source, destination, common_name=common_name, tls_version="TLSv1.3")
 
 
-def source_of(device: int, *, ipv6: bool) -> Address:
+def source_of(device: int, *, ipv6: bool) -> SocketAddress:
     """Return the address of a device: an IPv4 address of a benchmark, or one in a /64 of its own for documentation."""
     if ipv6:
         return f"2001:db8:{device >> 16 & 0xFFFF:x}:{device & 0xFFFF:x}::1", _FIRST_PORT

@@ -9,7 +9,7 @@ from typing import Final
 MOST: Final = 65536
 """Maximum number of addresses: their ports are far more than the connections that one machine can hold."""
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def read(text: str) -> list[str]:
@@ -35,8 +35,8 @@ def _part(text: str) -> list[str]:
             if network.num_addresses > MOST + 2:
                 raise ValueError(f"{text!r} is more than {MOST} addresses")
             return [str(address) for address in network.hosts()]
-        low: Address = ipaddress.ip_address(first)
-        high: Address = ipaddress.ip_address(last) if dash else low
+        low: IPAddress = ipaddress.ip_address(first)
+        high: IPAddress = ipaddress.ip_address(last) if dash else low
     except ValueError as error:
         if "more than" in str(error):
             raise

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from owsla.config.deny_list import parse_deny_list
 from owsla.desk import BadArgument
 from owsla.desk._device import merge_device
-from owsla.desk._lookup import Address, read_address
+from owsla.desk._lookup import PeerAddress, read_address
 from owsla.device.protocol import DeviceProtocol
 
 from ..device._fakes import Source
@@ -60,13 +60,13 @@ class LookupTests(SynchronousTestCase):
     def test_addresses(self) -> None:
         """An address is a text that is one, with a port or without."""
         for text, address in (
-            ("192.0.2.1", Address("192.0.2.1", None)),
-            ("192.0.2.1:99", Address("192.0.2.1", "99")),
-            ("::1", Address("::1", None)),
-            ("[::1]", Address("::1", None)),
-            ("[::1]:99", Address("::1", "99")),
-            ("::ffff:192.0.2.1", Address("192.0.2.1", None)),
-            ("2001:DB8::0:1", Address("2001:db8::1", None)),
+            ("192.0.2.1", PeerAddress("192.0.2.1", None)),
+            ("192.0.2.1:99", PeerAddress("192.0.2.1", "99")),
+            ("::1", PeerAddress("::1", None)),
+            ("[::1]", PeerAddress("::1", None)),
+            ("[::1]:99", PeerAddress("::1", "99")),
+            ("::ffff:192.0.2.1", PeerAddress("192.0.2.1", None)),
+            ("2001:DB8::0:1", PeerAddress("2001:db8::1", None)),
             ("[::1]99", None),
             ("192.0.2.1:", None),
             ("192.0.2.1:http", None),

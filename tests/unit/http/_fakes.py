@@ -30,7 +30,7 @@ from owsla.http._site import QuietSite, make_site
 from owsla.http._streams import Streams
 from owsla.interfaces import FIRST_DOOR
 from owsla.supervision import TreeNode
-from owsla.tls.inventory import Entry
+from owsla.tls.inventory import InventoryEntry
 
 NOW = 1_700_000_000.0
 
@@ -111,7 +111,7 @@ class FakeBrokerConnection:
     address: str | None = "amqp://guest@rabbit:5672/%2F"
     fault: str | None = None
     fault_time: float | None = None
-    certificate: Entry | None = None
+    certificate: InventoryEntry | None = None
 
 
 @dataclass

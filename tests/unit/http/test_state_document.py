@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.http import CertificateReading, ParentSource, ProcessSource, state_document
-from owsla.tls.inventory import Entry
+from owsla.tls.inventory import InventoryEntry
 
 from ._fakes import NOW, FakeBrokerConnection, Family, World
 
@@ -79,9 +79,9 @@ class ProcessTests(SynchronousTestCase):
     def test_certificates(self) -> None:
         """Certificates have the days until their end, which are negative after it."""
         self.world.certificates = [
-            CertificateReading("default", Entry("server", "cert.pem", "CN=gw", NOW + 12.26 * 86400)),
-            CertificateReading(None, Entry("broker-ca", "ca.pem", "CN=ca", NOW - 86400)),
-            CertificateReading("default", Entry("crl", "crl.pem", "CN=devices", None, "there is no list")),
+            CertificateReading("default", InventoryEntry("server", "cert.pem", "CN=gw", NOW + 12.26 * 86400)),
+            CertificateReading(None, InventoryEntry("broker-ca", "ca.pem", "CN=ca", NOW - 86400)),
+            CertificateReading("default", InventoryEntry("crl", "crl.pem", "CN=devices", None, "there is no list")),
         ]
         first, second, third = self.document()["certificates"]
         self.assertEqual(
@@ -120,7 +120,7 @@ class WorkersTests(SynchronousTestCase):
         self.one.world.identified, self.two.world.identified = 3, 4
         self.one.world.broadcast.state = "away"
         self.two.world.broker_connections = [FakeBrokerConnection("courier", "blocked", NOW, "amqp://b", "lost", NOW)]
-        self.family.certificates = [CertificateReading("default", Entry("server", "cert.pem", "CN=gw", NOW))]
+        self.family.certificates = [CertificateReading("default", InventoryEntry("server", "cert.pem", "CN=gw", NOW))]
         document = self.document()
         self.assertEqual((document["node"], document["started"], document["missing"]), (None, NOW * 1000, []))
         self.assertEqual((document["names"]["identified"], document["names"]["broadcast"]), (7, {"away": 1, "up": 1}))
@@ -139,7 +139,7 @@ class WorkersTests(SynchronousTestCase):
 
     def test_certificate_of_the_broker(self) -> None:
         """The certificate that the broker shows is listed once, although each connection of each worker sees it."""
-        shown = Entry("broker", "amqps://rabbit", "CN=rabbit", NOW + 86400)
+        shown = InventoryEntry("broker", "amqps://rabbit", "CN=rabbit", NOW + 86400)
         for worker in (self.one, self.two):
             worker.world.broker_connections = [FakeBrokerConnection(role, certificate=shown) for role in ("producer", "roster")]
         (certificate,) = self.document()["certificates"]

@@ -10,7 +10,7 @@ from cryptography.x509 import ocsp
 
 from owsla.tls.broker import load_broker_tls
 from owsla.tls.device import DeviceTLSFiles, load_device_tls
-from owsla.tls.inventory import Entry
+from owsla.tls.inventory import InventoryEntry
 
 from ._handshakes import Files, ec_key, issue, ocsp_response, pem, revocation_list
 
@@ -24,11 +24,11 @@ class InventoryTests(Files):
         self.certificate = issue(server_key, (self.authority, self.key), common_names=("gw\x07.example",), serial=0xBEEF)
         self.cert, self.key_file = self.file(pem(self.certificate, self.authority)), self.file(pem(server_key))
 
-    def entries(self, **files: Any) -> list[Entry]:
+    def entries(self, **files: Any) -> list[InventoryEntry]:
         material = load_device_tls(DeviceTLSFiles(pairs=[(self.cert, self.key_file)], **files), now=lambda: self.now)
         return list(material.inventory(self.now))
 
-    def days(self, entry: Entry) -> float:
+    def days(self, entry: InventoryEntry) -> float:
         """Return the days until the end of an entry, to the hour."""
         assert entry.not_after is not None
         return round((entry.not_after - self.now) / 3600) / 24
@@ -37,7 +37,7 @@ class InventoryTests(Files):
         """A server certificate is listed by its file, subject and end, without its chain. What is not printable is replaced."""
         end = self.certificate.not_valid_after_utc.timestamp()
         self.assertEqual(
-            self.entries(), [Entry("server", str(self.cert), "CN=gw\N{REPLACEMENT CHARACTER}.example", end)]
+            self.entries(), [InventoryEntry("server", str(self.cert), "CN=gw\N{REPLACEMENT CHARACTER}.example", end)]
         )
 
     def test_clients(self) -> None:
@@ -70,7 +70,7 @@ class InventoryTests(Files):
         _, first, second = self.entries(ocsp_responses=[good, busy])
         self.assertEqual((first.kind, first.file, first.subject, first.fault), ("ocsp-response", str(good), "beef", None))
         self.assertEqual(self.days(first), 8 / 24)
-        self.assertEqual(second, Entry("ocsp-response", str(busy), "", None, "the responder answered 'try later'"))
+        self.assertEqual(second, InventoryEntry("ocsp-response", str(busy), "", None, "the responder answered 'try later'"))
 
     def test_broker(self) -> None:
         """For connections to the broker, its authorities and the certificate that it is shown are listed."""
