@@ -267,6 +267,10 @@ class Poller(SocketSet):
         self._turn.read_time()
         start = self.seconds()
         all_of_it = self._take(start + TURN)
+        # Otherwise the lines would wait for the messages that the reactor reads from the broker in this turn, and for writing
+        # them to devices.
+        if self._turn.scheduled:
+            self._turn.flush()
         if self._linger:
             self._pace(start, self._linger if all_of_it else 0.0)
 

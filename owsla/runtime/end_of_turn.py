@@ -4,8 +4,9 @@ Writing to a socket, acknowledging deliveries and sending acknowledgements to de
 messages as for one. So the hot path only notes that there is something to send. One delayed call for each turn, shared by all
 connections, sends it. The time, too, is read once for all lines of a turn.
 
-Long work, such as a series of handshakes, calls `flush` before it begins, and returns to the reactor when `urgent` says that
-the broker has sent something meanwhile.
+The set of established devices calls `flush` when it has read those that were ready: their lines leave before the reactor
+serves the broker. Long work, such as a series of handshakes, calls it before it begins, and returns to the reactor when
+`urgent` says that the broker has sent something meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class EndOfTurn:
 
     _log = Logger()
 
-    __slots__ = ("_clock", "_first", "_last", "_now", "_scheduled", "_urgent", "_watched", "now")
+    __slots__ = ("_clock", "_first", "_last", "_now", "_urgent", "_watched", "now", "scheduled")
 
     def __init__(self, clock: Clock, now: Callable[[], float] = time.time) -> None:
         """`now()` returns the time in seconds since the epoch."""
@@ -39,7 +40,8 @@ class EndOfTurn:
         """Time of this turn in seconds since the epoch: when its devices were polled, or when its end began."""
         self._first: list[Callable[[], Any]] = []
         self._last: list[Callable[[], Any]] = []
-        self._scheduled = False
+        self.scheduled = False
+        """True while there are calls for the end of this turn, or may be."""
         self._urgent: select.epoll | None = None
         self._watched: set[int] = set()
 
@@ -84,20 +86,20 @@ class EndOfTurn:
     def call_first(self, flush: Callable[[], Any]) -> None:
         """Call `flush` in the first round at the end of this turn. The caller must not ask twice in a turn."""
         self._first.append(flush)
-        if not self._scheduled:
-            self._scheduled = True
+        if not self.scheduled:
+            self.scheduled = True
             self._clock.callLater(0, self._run)
 
     def call_last(self, flush: Callable[[], Any]) -> None:
         """Call `flush` in the second round at the end of this turn. The caller must not ask twice in a turn."""
         self._last.append(flush)
-        if not self._scheduled:
-            self._scheduled = True
+        if not self.scheduled:
+            self.scheduled = True
             self._clock.callLater(0, self._run)
 
     def flush(self) -> None:
         """Make the calls of this turn now. Those that are requested later are made at its end."""
-        if not self._scheduled:
+        if not self.scheduled:
             return
         self.now = self._now()
         # Each list may grow during the iteration: flushing a consumer's acknowledgements schedules a flush of its connection.
@@ -112,6 +114,6 @@ class EndOfTurn:
     def _run(self) -> None:
         self.flush()
         # The second round may have added to the first one. Those calls are made at the end of the next turn.
-        self._scheduled = bool(self._first)
-        if self._scheduled:
+        self.scheduled = bool(self._first)
+        if self.scheduled:
             self._clock.callLater(0, self._run)

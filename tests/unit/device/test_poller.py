@@ -130,6 +130,26 @@ class PollerTests(SynchronousTestCase):
         self.loop.turn()
         self.assertEqual(calls, ["turn", "read", "read", "read"])
 
+    def test_lines_are_sent_on(self) -> None:
+        """Lines are written to the broker when the ready devices have been read, before the reactor calls other descriptors."""
+        calls: list[str] = []
+
+        def publish() -> None:
+            calls.append("publish")
+
+        def read() -> None:
+            if not calls:
+                self.turn.call_last(publish)
+            calls.append("read")
+
+        for _ in range(2):
+            one = self.descriptor()
+            one.after_reading = read
+            self.poller.addReader(one)
+            one.peer.send(b"a")
+        self.poller.doRead()
+        self.assertEqual(calls, ["read", "read", "publish"])
+
     def test_writing(self) -> None:
         """Reading and writing are requested and cancelled separately."""
         one = self.descriptor()
