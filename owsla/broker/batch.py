@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -31,12 +31,13 @@ class Batch:
         self.size += len(element)
         return len(self.seqs)
 
-    def extend(self, source: Any, seqs: Iterable[int], elements: list[bytes]) -> None:
-        """Add several lines of one connection."""
-        self.seqs.extend(seqs)
-        self.sources.extend([source] * len(elements))
+    def extend(self, source: Any, seq: int, elements: list[bytes], size: int) -> None:
+        """Add several lines of one connection, numbered from `seq` on, whose elements have `size` bytes."""
+        lines = len(elements)
+        self.seqs += range(seq, seq + lines)
+        self.sources += [source] * lines
         self.elements += elements
-        self.size += sum(map(len, elements))
+        self.size += size
 
     def close(self) -> bytes:
         """Return the elements together, and forget them: the packed message has them from now on."""

@@ -103,7 +103,7 @@ class BatchPublisher(DoorPublisher):
             return self._publish_each(source, lines, received)  # up to the line that is too large, or that fills the window
         taken = len(elements)
         source.seq = first + taken
-        self._batches.add_lines(template.route, source, first, elements, received or now)
+        self._batches.add_lines(template.route, source, first, elements, size, received or now)
         if self._latency.since is None or self._outstanding is not None:
             self._count(source, taken, now)
         if window.messages >= window.max_messages:

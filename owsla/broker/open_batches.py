@@ -56,9 +56,20 @@ class OpenBatches:
         if batch.add(source, seq, element) >= packer.most:
             self._publish_batch(route, batch)
 
-    def add_lines(self, route: BatchRoute, source: LineSource, seq: int, elements: list[bytes], received: float) -> None:
-        """Add lines of one connection to batches of their route, as many as fit into each. `seq` is the number of the first."""
+    def add_lines(
+        self, route: BatchRoute, source: LineSource, seq: int, elements: list[bytes], size: int, received: float
+    ) -> None:
+        """Add lines of one connection to batches of their route, as many as fit into each.
+
+        `seq` is the number of the first line, and `size` is that of all elements in bytes.
+        """
         most, room = self._packer.most, self._packer.room
+        batch, lines = route.batch, len(elements)
+        if batch is not None and len(batch.seqs) + lines < most and batch.size + size <= room:
+            # Nearly always: a read has few lines.
+            batch.extend(source, seq, elements, size)
+            self._window.hold(size, lines)
+            return
         while elements:
             batch = route.batch
             count, held = (0, 0) if batch is None else (len(batch), batch.size)
@@ -70,7 +81,7 @@ class OpenBatches:
             else:
                 if batch is None:
                     batch = self._open_batch(route, received)
-                batch.extend(source, range(seq, seq + len(some)), some)
+                batch.extend(source, seq, some, size)
                 self._window.hold(size, len(some))
                 if len(batch) >= most:
                     self._publish_batch(route, batch)

@@ -30,7 +30,7 @@ class LineFraming(Framing):
     def split(self, data: bytes, limit: int = -1) -> tuple[list[bytes], bytes]:
         lines = data.split(self.delimiter, limit)
         rest = lines.pop()
-        if self._strip:
+        if self._strip and b"\r" in data:
             lines = [line[:-1] if line.endswith(b"\r") else line for line in lines]
         return lines, rest
 

@@ -42,7 +42,7 @@ class OpenBatchesTests(SynchronousTestCase):
 
     def add_lines(self, route: Any, source: str, seq: int, elements: list[bytes]) -> None:
         device: Any = source
-        self.batches.add_lines(route, device, seq, elements, 1000.5)
+        self.batches.add_lines(route, device, seq, elements, sum(map(len, elements)), 1000.5)
 
     def taken(self) -> list[list[tuple[Any, int]]]:
         """Take the published batches, and return the lines of each."""
@@ -75,6 +75,14 @@ class OpenBatchesTests(SynchronousTestCase):
         self.assertEqual(self.held(), (1, 1, 10))
         self.assertTrue(self.batches.publish_all())
         self.assertEqual(self.taken(), [[("y", 7)]])
+
+    def test_few_lines(self) -> None:
+        """Lines that an open batch has room for are added to it, and the window counts them."""
+        self.add(self.a, "x", 0)
+        self.add_lines(self.a, "y", 5, [ELEMENT, ELEMENT * 2])
+        self.assertEqual((self.taken(), self.held()), ([], (1, 3, 40)))
+        self.assertTrue(self.batches.publish_all())
+        self.assertEqual((self.taken(), self.held()), ([[("x", 0), ("y", 5), ("y", 6)]], (0, 0, 0)))
 
     def test_full_of_bytes(self) -> None:
         """A batch is published before the line for which it has no room, and a line without room in any is one by itself."""
