@@ -165,7 +165,10 @@ class BrokerConnection(Worker):
         client = self._client
         if client is not None:
             if self._close_timeout > 0:
-                await client.shut(self._close_timeout)
+                try:
+                    await client.shut(self._close_timeout)
+                except Exception as error:  # the broker has sent something other than its answer
+                    client.abort(error)
             else:
                 client.abort(ConnectionDone("closed by us"))
         super().stopService()  # this cancels a delay or an attempt to connect

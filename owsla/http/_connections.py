@@ -37,8 +37,10 @@ class LimitedConnection(ProtocolWrapper):
         """Fires when the connection is lost."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self.lost.callback(None)
+        try:
+            super().connectionLost(reason)
+        finally:
+            self.lost.callback(None)  # a stop waits for it
 
     def dataReceived(self, data: bytes) -> None:
         if self._began is None and not self.streaming:

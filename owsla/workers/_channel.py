@@ -135,11 +135,13 @@ class Channel(LineOnlyReceiver):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.open = False
         self._later.clear()
-        self._lost()
-        if self._abort is not None and self._abort.active():
-            self._abort.cancel()
-        if self._closed is not None:
-            self._closed.callback(None)
+        try:
+            self._lost()
+        finally:
+            if self._abort is not None and self._abort.active():
+                self._abort.cancel()
+            if self._closed is not None:
+                self._closed.callback(None)
 
     # -- IPushProducer: the transport tells whether the other end keeps up -------------------------------------------------
 

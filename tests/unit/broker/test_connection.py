@@ -435,7 +435,7 @@ class ConnectionTests(BrokerTestCase):
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
     def test_stopping_at_any_other_moment(self) -> None:
-        """A stop works in every phase: connecting, login, waiting for a retry, and with a lost or silent broker."""
+        """A stop works in every phase: connecting, login, waiting for a retry, and with a lost, silent or confused broker."""
 
         def connecting() -> None:
             self.reactor.advance(0)
@@ -454,7 +454,12 @@ class ConnectionTests(BrokerTestCase):
             remote.silent.add("connection.close")
             self.reactor.callLater(0.5, remote.drop)
 
-        for moment in (connecting, logging_in, waiting, hung, going):
+        def misled() -> None:
+            remote = self.welcome()
+            remote.silent.add("connection.close")
+            self.reactor.callLater(0.5, remote.send, 0, "connection.open-ok")
+
+        for moment in (connecting, logging_in, waiting, hung, going, misled):
             self.setUp()
             self.service.startService()
             moment()

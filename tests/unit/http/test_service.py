@@ -10,7 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.errors import ConfigError
@@ -101,6 +103,14 @@ class ServiceTests(SynchronousTestCase):
         again.startService()
         self.assertEqual(len(self.reactor.adoptedPorts), 2)
         self.successResultOf(again.stopService())
+
+    def test_the_end_of_a_connection_with_a_defect(self) -> None:
+        """The end of a connection is known, and a stop does not wait for it, also if the HTTP channel fails at it."""
+        self.service.startService()
+        protocol: Any = self.connected().protocol
+        self.patch(protocol.wrappedProtocol, "connectionLost", lambda reason: 1 // 0)
+        self.assertRaises(ZeroDivisionError, protocol.connectionLost, Failure(ConnectionDone()))
+        self.successResultOf(protocol.lost)
 
     def test_stop_before_start(self) -> None:
         """Stopping what never started is nothing."""

@@ -116,6 +116,14 @@ class ChannelTests(SynchronousTestCase):
         self.clock.advance(CLOSE_TIMEOUT)
         self.assertFalse(self.aborted)
 
+    def test_close_with_a_defect(self) -> None:
+        """A close is complete when the connection is gone, also if the code that is told of its end fails."""
+        self.patch(self.channel, "_lost", lambda: 1 // 0)
+        closed = self.channel.close()
+        self.assertRaises(ZeroDivisionError, self.channel.connectionLost)
+        self.successResultOf(closed)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_close_in_vain(self) -> None:
         """A close does not wait long for an end that reads nothing."""
         self.channel.close()
