@@ -530,7 +530,7 @@ class LinesRefused(Event):
 
     def __str__(self) -> str:
         refused = f"refused {pluralize(self.lines, 'line')}" if self.lines else "refuses lines"
-        return f"Broker {refused}{_at(self.door)}: {self.reason}; reading from devices is paused, retrying"
+        return f"Broker {refused}{_at(self.door)}: {self.reason}; devices whose lines go there are not read, retrying"
 
 
 @dataclass(frozen=True, slots=True)

@@ -961,6 +961,11 @@ class ExchangeTests(BrokerTestCase):
         self.lab.server.give_back(second)
         self.assertEqual((self.a.stalled, self.b.stalled, self.lab.producer.accepting), (1, 0, True))
         self.assertEqual(self.lab.events, [LinesRefused(1, "the exchange lines has no queue for the routing key 'a'")])
+        self.assertEqual(
+            str(self.lab.events[0]),
+            "Broker refused 1 line: the exchange lines has no queue for the routing key 'a'; devices whose lines go there are "
+            "not read, retrying",
+        )
         self.lab.publish(self.b, b"0")
         self.assertEqual(self.lab.taken(), [("b", 0)])
         self.lab.server.ack(LINES, 3)
