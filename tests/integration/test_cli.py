@@ -476,10 +476,10 @@ async def test_no_report(broker: Broker, lab: Lab, commands: Commands) -> None:
     backend = await lab.backend(broker.url)
     await backend.call(lambda channel: channel.queue_declare(name, durable=True))
     where = ("--report", NOBODY, "x", "--broker", broker.url, "--to-device", name)
-    send = commands.start("send", "--timeout=0.2", *where)
+    send = commands.start("send", "--timeout=2", *where)
     assert await send.ended() == 1
     assert send.errors() == (
-        "owsla send: there is no delivery report: is the gateway running, and its --node-grace over? (waited 0.2 s)\n"
+        "owsla send: there is no delivery report: is the gateway running, and its --node-grace over? (waited 2 s)\n"
     )
     send = commands.start("send", "--timeout=1000", *where)
     await arrived(backend, name, 2)
