@@ -33,10 +33,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from twisted.logger import Logger
 
@@ -44,27 +42,18 @@ from ..amqp import wire
 from ..amqp.wire import WireError
 from ..events import BrokerWarning, Event
 from ..interfaces import Clock, DelayedCall
-from ..letter import BAD, Letter
+from ..letter import Letter
 from . import headers as delivery
 from . import message_properties
 from . import queues as topology
 from .binding import Binding, BindingState
 from .client import BrokerClient, BrokerError
 from .courier import MESSAGE_FAULTS
-from .packing import APP_ID
+from .group_messages import GroupMessage, GroupMessages
+from .notices import Notice, UnconfirmedNotices
 from .publisher import Publisher
 
 CHANNEL: Final = 1
-
-UNCONFIRMED_NOTICES: Final = 1000
-"""Limit of unconfirmed notices. The broker confirms a notice when the queues of all nodes have it: some milliseconds."""
-
-UNCONFIRMED_BYTES: Final = 8 << 20
-"""Limit of the bytes of unconfirmed notices. A question for 500 devices has 10 to 130 KB."""
-
-QUESTION_PATIENCE: Final = 0.5
-"""Seconds for which the next question waits for the confirm of the last one. The broker confirms a question when the queues of
-all nodes have it. So many nodes that ask at once ask no faster than it can copy their questions."""
 
 STUCK: Final = 10.0
 """Seconds without a confirm, at the limit, after which unconfirmed notices are given up. A quorum queue that has lost its
@@ -73,80 +62,10 @@ majority confirms nothing, and the other nodes have the notices."""
 CONNECTION_ATTEMPTS: Final = 5
 """Attempts to connect after which the broker counts as not allowing it: some 3 seconds. Messages by name wait until then."""
 
-ATTEMPTS: Final = 3
-"""Number of times that the broker may close the channel over a group message before that is recorded as `refused`."""
-
-EXPIRY_INTERVAL: Final = 1.0
-"""Seconds between two looks at group messages that wait, for those that have expired."""
-
 LIST_LIFETIME: Final = 30.0
 """Seconds after which the broker drops a list of nodes. The registrar publishes one every 20 seconds."""
 
 BroadcastState: TypeAlias = Literal["up", "away", "blocked", "refused"]
-
-
-class _Notice:
-    """A question, an answer, a claim or a list of nodes."""
-
-    __slots__ = ("body", "correlation_id", "headers", "lifetime", "queue", "reply_to", "size")
-
-    def __init__(
-        self,
-        headers: dict[str, str],
-        body: bytes,
-        lifetime: float,
-        *,
-        queue: str = "",
-        reply_to: str | None = None,
-        correlation_id: bytes | None = None,
-    ) -> None:
-        self.headers = headers
-        self.body = body
-        self.lifetime = lifetime
-        """Seconds after which the broker drops it."""
-        self.queue = queue
-        """Queue of the node that it is for; empty for the exchange."""
-        self.reply_to = reply_to
-        self.correlation_id = correlation_id
-        """Property `correlation_id` as encoded in a content header."""
-        self.size = 0
-        """Bytes that were published."""
-
-    @property
-    def question(self) -> bool:
-        """True if the notice is a question."""
-        return self.headers[delivery.NOTICE] == delivery.WHO_HAS
-
-    def properties(self, user: str) -> bytes:
-        """Return the encoded properties, for the user of the login."""
-        properties: dict[str, Any] = {
-            "headers": self.headers,
-            "delivery_mode": 1,
-            "expiration": str(max(1, round(self.lifetime * 1000))),
-            # RabbitMQ accepts only the user name of the login: so a notice proves which user has published it.
-            "user_id": user,
-            "app_id": APP_ID,
-        }
-        if self.body:
-            properties["content_type"] = "application/json"
-        if self.reply_to is not None:
-            properties["reply_to"] = self.reply_to
-        encoded = wire.encode_properties(properties)
-        if self.correlation_id is not None:
-            encoded = wire.join_properties({**wire.split_properties(encoded), "correlation_id": self.correlation_id})
-        return encoded
-
-
-class _GroupMessage:
-    """A message for many devices."""
-
-    __slots__ = ("attempts", "group_id", "letter")
-
-    def __init__(self, letter: Letter, group_id: str) -> None:
-        self.letter = letter
-        self.group_id = group_id
-        self.attempts = 0
-        """Number of channels that were closed over it, and of refusals by the queue of a node."""
 
 
 class BroadcastRole:
@@ -176,9 +95,7 @@ class BroadcastRole:
         self._own_queue = own_queue
         self._question_lifetime = question_lifetime
         self._claim_lifetime = claim_lifetime
-        self._record = record
-        self._now = now
-        self._publisher: Publisher[_Notice | _GroupMessage] = Publisher(clock, CHANNEL, self, longest_delay=60.0)
+        self._publisher: Publisher[Notice | GroupMessage] = Publisher(clock, CHANNEL, self, longest_delay=60.0)
         self._client: BrokerClient | None = None
         self._opening = False
         self._open = False  # the channel takes messages
@@ -188,15 +105,10 @@ class BroadcastRole:
         self._failed_attempts = 0  # to connect, since there was a connection
         self._warned: str | None = None
         self._troubled = False  # a warning says that devices cannot be addressed by name
-        self._notices = 0
-        self._questions = 0  # those of the notices that are questions
-        self._asked_at = 0.0
-        self._bytes = 0
+        self._notices = UnconfirmedNotices()
         self._confirms = 0  # number of confirms so far
         self._stuck_call: DelayedCall | None = None
-        self._groups: deque[_GroupMessage] = deque()  # the first one may be on its way
-        self._group_published = False
-        self._expiry_call: DelayedCall | None = None
+        self._groups = GroupMessages(clock, publish=self._publish_group, record=record, now=now)
         self._watchers: list[Callable[[BroadcastState], None]] = []
         self._last_state: BroadcastState = "away"
         self.binding = Binding(clock, exchange, changed=self._binding_changed, warn=self._warn)
@@ -213,7 +125,7 @@ class BroadcastRole:
             return "refused" if self._failed_attempts >= CONNECTION_ATTEMPTS else "away"
         if self._refused or self.binding.state is BindingState.REFUSED:
             return "refused"
-        if self._alarm or self._is_full():
+        if self._alarm or self._notices.full:
             return "blocked"
         return "up" if self._tried and self.binding.state is BindingState.BOUND else "away"
 
@@ -225,25 +137,23 @@ class BroadcastRole:
         """Ask all nodes which of them has these devices. Return `False` if the question cannot go now: the exchange does not
         take it, or the last question has not arrived yet.
         """
-        now = self._clock.seconds()
-        if self._questions and now < self._asked_at + QUESTION_PATIENCE:
+        if not self._notices.may_ask(self._clock.seconds()):
             return False
-        self._asked_at = now
         headers: dict[str, str] = {delivery.NOTICE: delivery.WHO_HAS}
         body = b""
         if len(device_ids) == 1 and device_ids[0].isprintable():
             headers["device_id"] = device_ids[0]
         else:
             body = json.dumps(list(device_ids)).encode()
-        return self._notify(_Notice(headers, body, self._question_lifetime(), reply_to=self._own_queue()))
+        return self._notify(Notice(headers, body, self._question_lifetime(), reply_to=self._own_queue()))
 
     def claim(self, claims: bytes) -> bool:
         """State to all nodes which devices this node has: a JSON array. Return whether the claims have gone."""
-        return self._notify(_Notice({delivery.NOTICE: delivery.HERE}, claims, self._claim_lifetime))
+        return self._notify(Notice({delivery.NOTICE: delivery.HERE}, claims, self._claim_lifetime))
 
     def list_nodes(self, nodes: bytes) -> bool:
         """Tell all nodes which nodes the register has: a JSON object. Return whether the list has gone."""
-        return self.state == "up" and self._notify(_Notice({delivery.NOTICE: delivery.NODES}, nodes, LIST_LIFETIME))
+        return self.state == "up" and self._notify(Notice({delivery.NOTICE: delivery.NODES}, nodes, LIST_LIFETIME))
 
     def answer(self, queue: str, correlation_id: bytes | None, claims: bytes) -> bool:
         """Answer the question of another node, on its own queue. Return whether the answer has gone.
@@ -252,7 +162,7 @@ class BroadcastRole:
         """
         headers = {delivery.NOTICE: delivery.HAS}
         return self._notify(
-            _Notice(headers, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id)
+            Notice(headers, claims, self._question_lifetime(), queue=queue, correlation_id=correlation_id)
         )
 
     def spread(self, letter: Letter, group_id: str) -> None:
@@ -260,9 +170,9 @@ class BroadcastRole:
 
         It is recorded as `expired` if that happens before it could be published.
         """
-        self._groups.append(_GroupMessage(letter, group_id))
+        self._groups.add(letter, group_id)
         self._publish_group()
-        self._watch_expiry()
+        self._groups.watch_expiry()
 
     @property
     def unconfirmed(self) -> int:
@@ -276,28 +186,23 @@ class BroadcastRole:
 
     # -- notices ---------------------------------------------------------------------------------------------------------
 
-    def _notify(self, notice: _Notice) -> bool:
+    def _notify(self, notice: Notice) -> bool:
         """Publish a notice to the exchange, or to the queue of a node. Return `False` if it cannot go now."""
         client = self._client
         if client is None or self.state != "up":
             self.dropped += 1
             return False
         self._publish_notice(client, notice)
-        if self._is_full():
+        if self._notices.full:
             self._watch_stuck()
             self._state_changed()
         return True
 
-    def _publish_notice(self, client: BrokerClient, notice: _Notice) -> None:
+    def _publish_notice(self, client: BrokerClient, notice: Notice) -> None:
         properties = notice.properties(client.username)
         notice.size = len(properties) + len(notice.body)
-        self._notices += 1
-        self._questions += notice.question
-        self._bytes += notice.size
+        self._notices.add(notice)
         self._publisher.publish(notice, notice.queue, properties, notice.body, "" if notice.queue else self._exchange)
-
-    def _is_full(self) -> bool:
-        return self._notices >= UNCONFIRMED_NOTICES or self._bytes >= UNCONFIRMED_BYTES
 
     def _watch_stuck(self) -> None:
         if self._stuck_call is None:
@@ -306,7 +211,7 @@ class BroadcastRole:
     def _look_for_stuck(self, confirms: int) -> None:
         """Give up the unconfirmed notices if the broker has confirmed none for a while, and reads what is published."""
         self._stuck_call = None
-        if not self._is_full():
+        if not self._notices.full:
             return
         if self._confirms == confirms and not self._alarm:
             self._open_again()
@@ -318,29 +223,21 @@ class BroadcastRole:
     def _publish_group(self) -> None:
         """Publish the first group message that is still wanted, unless one is on its way."""
         client = self._client
-        while self._groups and not self._group_published:
-            first = self._groups[0]
-            if not first.letter.source.open:
-                self._groups.popleft()  # the broker delivers it again, on another channel
-            elif self._is_expired(first.letter):
-                self._groups.popleft()
-                self._record(first.letter, "expired")
-            elif client is None or not self._tried or self._publisher.retry.pending:
+        while (first := self._groups.to_publish()) is not None:
+            if client is None or not self._tried or self._publisher.retry.pending:
                 return
-            else:
-                self._publish_first(client, first)
+            self._publish_first(client, first)
 
-    def _publish_first(self, client: BrokerClient, first: _GroupMessage) -> None:
+    def _publish_first(self, client: BrokerClient, first: GroupMessage) -> None:
         try:
             properties = self._group_properties(client, first)
         except WireError:
-            self._groups.popleft()
-            self._record(first.letter, "refused")
+            self._groups.refuse()
             return
-        self._group_published = True
+        self._groups.published()
         self._publisher.publish(first, "", properties, first.letter.body, self._exchange)
 
-    def _group_properties(self, client: BrokerClient, message: _GroupMessage) -> bytes:
+    def _group_properties(self, client: BrokerClient, message: GroupMessage) -> bytes:
         extra: dict[str, str | bool] = {message_properties.GROUP_HEADER: message.group_id}
         if message.letter.identity is not None:
             extra[message_properties.REDELIVERED_HEADER] = True  # another node may have published it, too
@@ -353,27 +250,6 @@ class BroadcastRole:
             properties = message_properties.reduced(properties)
         user = wire.short_string(client.username)
         return wire.join_properties({**wire.split_properties(properties), "user_id": user})
-
-    def _is_expired(self, letter: Letter) -> bool:
-        if letter.deadline is not None and self._clock.seconds() >= letter.deadline:
-            return True
-        return letter.expires_at is not None and letter.expires_at != BAD and self._now() >= letter.expires_at
-
-    def _watch_expiry(self) -> None:
-        if self._groups and self._expiry_call is None:
-            self._expiry_call = self._clock.callLater(EXPIRY_INTERVAL, self._look_for_expired)
-
-    def _look_for_expired(self) -> None:
-        self._expiry_call = None
-        try:
-            waiting = islice(self._groups, self._group_published, None)  # the first one may be on its way
-            for message in [message for message in waiting if self._is_expired(message.letter)]:
-                self._groups.remove(message)
-                self._record(message.letter, "expired")
-            self._publish_group()
-        except Exception:
-            self._log.failure("Publishing a message for many devices failed")
-        self._watch_expiry()
 
     # -- the connection --------------------------------------------------------------------------------------------------
 
@@ -409,7 +285,7 @@ class BroadcastRole:
             self._opening = False
         if client is self._client:
             self._open = True
-            self._publish_notice(client, _Notice({delivery.NOTICE: delivery.HERE}, b"[]", self._question_lifetime()))
+            self._publish_notice(client, Notice({delivery.NOTICE: delivery.HERE}, b"[]", self._question_lifetime()))
 
     def _open_again(self) -> None:
         """Open a new channel, if there is a connection and the own queue is bound."""
@@ -432,8 +308,8 @@ class BroadcastRole:
         """Give up the channel, and the notices that are on their way."""
         self._open = self._tried = False
         self._publisher.withdraw()
-        self._group_published = False
-        self._notices = self._questions = self._bytes = 0
+        self._groups.unanswered()
+        self._notices.clear()
 
     def blocked(self, reason: str) -> None:
         self._alarm = True
@@ -453,35 +329,28 @@ class BroadcastRole:
     # -- answers of the broker -------------------------------------------------------------------------------------------
 
     def messages_confirmed(
-        self, accepted: list[_Notice | _GroupMessage], unroutable: list[_Notice | _GroupMessage]
+        self, accepted: list[Notice | GroupMessage], unroutable: list[Notice | GroupMessage]
     ) -> None:
         """Acknowledge group messages. No queue is bound to the exchange, not even our own, if a message to it was returned."""
         self._confirms += 1
         missing = False
         for message in unroutable:
-            if isinstance(message, _GroupMessage):
-                self._group_published = False
+            if isinstance(message, GroupMessage):
+                self._groups.unanswered()
                 self._publisher.retry.schedule()
                 missing = True
             else:
-                self._arrived(message)
+                self._notices.remove(message)
                 missing = missing or not message.queue
         for message in accepted:
-            if isinstance(message, _GroupMessage):
-                self._group_published = False
-                self._groups.popleft()
-                message.letter.source.done(message.letter.tag)
+            if isinstance(message, GroupMessage):
+                self._groups.arrived()
             else:
-                self._arrived(message)
+                self._notices.remove(message)
         self._accepted()
         if missing:
             self.binding.check()
         self._state_changed()
-
-    def _arrived(self, notice: _Notice) -> None:
-        self._notices -= 1
-        self._questions -= notice.question
-        self._bytes -= notice.size
 
     def _accepted(self) -> None:
         """Note that the exchange takes messages."""
@@ -494,26 +363,26 @@ class BroadcastRole:
             self._log.info("Devices can be addressed by name: the exchange {exchange} works", exchange=self._exchange)
         self._publish_group()
 
-    def messages_refused(self, messages: list[_Notice | _GroupMessage]) -> None:
+    def messages_refused(self, messages: list[Notice | GroupMessage]) -> None:
         """Handle a negative acknowledgement: the queue of a node is full, or has no leader. The others have the message."""
         self._confirms += 1
         for message in messages:
-            if isinstance(message, _GroupMessage):
-                self._group_published = False
-                self._blame(message)
+            if isinstance(message, GroupMessage):
+                self._groups.unanswered()
+                self._groups.blame()
                 self._publisher.retry.schedule()
             else:
-                self._arrived(message)
+                self._notices.remove(message)
         self._accepted()
         self._state_changed()
 
     def channel_closed(self, reason: BaseException) -> None:
         client = self._client
-        published, code = self._group_published, reason.code if isinstance(reason, BrokerError) else 0
+        published, code = self._groups.on_its_way, reason.code if isinstance(reason, BrokerError) else 0
         learned = client is not None and client.learn_user(reason)
         self._give_up_channel()
         if published and code in MESSAGE_FAULTS and not learned:
-            self._blame(self._groups[0])
+            self._groups.blame()
         if client is None or client.closed:
             return
         if learned:
@@ -528,15 +397,6 @@ class BroadcastRole:
             self._warn_refused(reason)
             self._publisher.retry.schedule(new_channel=True)
         self._state_changed()
-
-    def _blame(self, message: _GroupMessage) -> None:
-        """Count that the channel was closed over a group message, or the queue of a node refused it. Record it if that happens
-        again and again: those behind it wait.
-        """
-        message.attempts += 1
-        if message.attempts >= ATTEMPTS:
-            self._groups.popleft()
-            self._record(message.letter, "refused")
 
     def retry_due(self, new_channel: bool) -> None:
         self._publisher.retry.done()

@@ -9,16 +9,9 @@ from owsla.amqp import wire
 from owsla.broker import message_properties
 from owsla.broker.binding import CHANNEL as BINDING_CHANNEL
 from owsla.broker.binding import CHECK_INTERVAL, BindingState, unbind
-from owsla.broker.broadcast import (
-    ATTEMPTS,
-    CHANNEL,
-    CONNECTION_ATTEMPTS,
-    EXPIRY_INTERVAL,
-    QUESTION_PATIENCE,
-    STUCK,
-    UNCONFIRMED_NOTICES,
-    BroadcastRole,
-)
+from owsla.broker.broadcast import CHANNEL, CONNECTION_ATTEMPTS, STUCK, BroadcastRole
+from owsla.broker.group_messages import ATTEMPTS, EXPIRY_INTERVAL
+from owsla.broker.notices import QUESTION_PATIENCE, UNCONFIRMED_NOTICES
 from owsla.events import BrokerWarning, Event
 from owsla.letter import BAD, Letter
 
