@@ -97,6 +97,8 @@ class SocketSet:
         self._watched = 0
         """Number of sockets in the set."""
         self._stays = False
+        self.crowded = False
+        """True while as many sockets are ready as one poll returns: they may have more to read than one read takes."""
         self.seconds: Final = reactor.seconds
 
     def callLater(self, delay: float, call: Callable[..., Any], *args: Any) -> DelayedCall:
@@ -283,6 +285,7 @@ class Poller(SocketSet):
                 return True
             ready = self._epoll.poll(0, SLICE)
             self._events += len(ready)
+            self.crowded = len(ready) == SLICE
             self._handle(ready)
             if len(ready) < enough:
                 return True

@@ -28,6 +28,7 @@ class Loop(Clock):
         super().__init__()
         self.readers: set[Any] = set()
         self.writers: set[Any] = set()
+        self.crowded = True
 
     def addReader(self, reader: Any) -> None:
         assert reader.fileno() >= 0

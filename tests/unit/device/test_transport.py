@@ -606,6 +606,18 @@ class TLSTests(Base):
             self.tearDown()
             self.setUp()
 
+    def test_small_records_one_by_one(self) -> None:
+        """While few sockets are ready, the kernel is not asked for more records: one is read in a turn."""
+        self.loop.crowded = False
+        client = self.connect()
+        for _ in range(3):
+            client.send(b"line\n")
+        sizes: list[int] = []
+        self.lines.on_data = lambda: sizes.append(len(self.lines.received) - sum(sizes))
+        with mock.patch("owsla.device.tls_transport.fcntl.ioctl", side_effect=AssertionError):
+            self.loop.until(lambda: len(self.lines.received) == 15)
+        self.assertEqual(sizes, [5, 5, 5])
+
     def send_together(self, *actions: Callable[[], object]) -> None:
         """Have the transport read in one event all that a device sends, the end of the connection included."""
         for action in actions:
