@@ -144,16 +144,20 @@ class ServerProtocol(Protocol):
         self._writer.clear()
         self._buffer = b""
         self.paused = True
-        self._release()
+        try:
+            self._release()
+        finally:
+            self._lost(self)  # a stop waits for it
         if running:
             self.log.info("AMQP client {peer} disconnected without closing its connection", peer=self.peer)
-        self._lost(self)
 
     def _release(self) -> None:
         """Return to the broker what this connection holds."""
-        self.channels.end()
-        self.broker.memory.stop_waiting(self)
-        self.broker.connection_lost(self)
+        try:
+            self.channels.end()
+        finally:
+            self.broker.memory.stop_waiting(self)
+            self.broker.connection_lost(self)
 
     def pauseProducing(self) -> None:
         self.paused = True

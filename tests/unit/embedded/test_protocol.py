@@ -485,6 +485,17 @@ class ChannelTests(Base):
         asker.protocol.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.broker.memory.used, 0)
 
+    def test_the_end_of_a_connection_with_a_defect(self) -> None:
+        """An error at the end of a connection leaves neither an exclusive queue of it nor a stop that waits for it."""
+        client = self.client()
+        client.call("queue.declare", queue="mine", exclusive=True)
+        lost: list[object] = []
+        self.patch(client.protocol, "_lost", lost.append)
+        self.patch(type(client.protocol.channels), "end", lambda _: 1 // 0)
+        self.assertRaises(ZeroDivisionError, client.protocol.connectionLost, Failure(ConnectionDone()))
+        self.assertEqual(lost, [client.protocol])
+        self.assertNotIn("mine", self.broker.queues)
+
     def test_a_transaction_counts_as_memory(self) -> None:
         """Messages of a transaction count as memory until they are committed and consumed, or rolled back."""
         client = self.client()
