@@ -582,7 +582,8 @@ async def test_a_queue_that_nobody_consumes(broker: Broker, lab: Lab, monkeypatc
 
     found = await backend.call(look)
     assert found.method.message_count == 200
-    assert "has 150 messages and no consumer" in str(one.events_of(BrokerWarning)[0])
+    (warning,) = one.events_of(BrokerWarning)  # there may be another one when the rest is announced
+    assert "has 150 messages and no consumer" in str(warning)
     bodies = await read_all(backend, queue)
     await until(lambda: not one.role.held, what="the queue to be short")
     await one.settled()
@@ -590,7 +591,6 @@ async def test_a_queue_that_nobody_consumes(broker: Broker, lab: Lab, monkeypatc
     last = check_order(bodies)
     assert {key for key, event in last.items() if event == "connected"} == {*first[50:], *later[40:]}
     assert len(last) == 230
-    assert len(one.events_of(BrokerWarning)) == 1
 
 
 @reactor_test

@@ -273,7 +273,7 @@ class Flood:
             current_reactor().callLater(0.001, self._pour)
 
     async def stalled(self) -> None:
-        """Wait until nothing was sent for a second."""
+        """Wait until nothing was sent for three seconds: a busy host may read nothing for one."""
         since, seen = 0.0, -1
 
         def still() -> bool:
@@ -281,7 +281,7 @@ class Flood:
             now = current_reactor().seconds()
             if self._taken or len(self.sent) != seen:
                 since, seen = now, len(self.sent)
-            return bool(now - since > 1)
+            return bool(now - since > 3)
 
         await until(still, 30, "a device to feel that nothing it sends is taken")
 

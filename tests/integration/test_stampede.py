@@ -79,7 +79,8 @@ async def test_attack(rabbitmq: RabbitMQ, lab: Lab, kind: str, max_per_address: 
         for number in range(LATECOMERS):
             device, connection_id = established[number % len(established)]
             await round_trip(gateway, device, connection_id)
-            await gateway.round_trip(await lab.device(gateway, source=f"127.0.3.{number + 1}"))
+            latecomer = lab.waiting_device(gateway, source=f"127.0.3.{number + 1}")
+            await gateway.round_trip(await latecomer.connect(60))
             seen.append(await metrics(http))
         await attack.made(6000)
         seen.append(await metrics(http))
