@@ -512,7 +512,7 @@ async def announcer(lab: Lab, broker: Broker) -> tuple[Announcer, str]:
 async def read_all(backend: Backend, queue: str) -> list[dict[str, Any]]:
     """Return the bodies in the queue, after a check of their headers."""
     found = []
-    while (message := await backend.fetch(queue)) is not None:
+    for message in await backend.fetch_all(queue):
         body = json.loads(message.body)
         for name in ("event", "connection_id", "device_id", "node"):
             assert message.headers[name] == body[name]

@@ -44,6 +44,17 @@ class Message:
         return seq
 
 
+def _get(channel: Any, queue: str, limit: int) -> list[Message]:
+    """Take up to `limit` messages with basic.get, in the thread of the channel."""
+    messages: list[Message] = []
+    while len(messages) < limit:
+        method, properties, body = channel.basic_get(queue, auto_ack=True)
+        if method is None:
+            break
+        messages.append(Message(queue, body, properties, method.redelivered))
+    return messages
+
+
 class Backend:
     """Connection to a broker that consumes `queues` and publishes.
 
@@ -99,17 +110,20 @@ class Backend:
 
     async def fetch(self, queue: str) -> Message | None:
         """Take one message with basic.get."""
+        found = await self.call(lambda channel: _get(channel, queue, 1))
+        return found[0] if found else None
 
-        def ask(channel: Any) -> Message | None:
-            method, properties, body = channel.basic_get(queue, auto_ack=True)
-            return None if method is None else Message(queue, body, properties, method.redelivered)
-
-        return await self.call(ask)
+    async def fetch_all(self, queue: str) -> list[Message]:
+        """Take all messages that are in a queue with basic.get."""
+        messages: list[Message] = []
+        while found := await self.call(lambda channel: _get(channel, queue, 100)):
+            messages += found
+        return messages
 
     async def fetch_lines(self, queue: str) -> list[Message]:
         """Take all messages that are in a queue with basic.get. The lines of a batch become messages of their own."""
         lines: list[Message] = []
-        while (found := await self.fetch(queue)) is not None:
+        for found in await self.fetch_all(queue):
             shapes = lines_of(found.properties, found.body)
             lines += [Message(queue, line, shape, found.redelivered) for shape, line in shapes]
         return lines
