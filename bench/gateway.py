@@ -2,7 +2,7 @@
 
     python -m bench.gateway --broker amqp://guest:guest@127.0.0.1:5672 --runs 3 --output gateway.md
 
-The gateway is `twistd -n owsla`. Devices and the back end are processes of their own, which need CPU as well: on a machine with
+The gateway is `twistd-owsla`. Devices and the back end are processes of their own, which need CPU as well: on a machine with
 few cores, the rates that the gateway *reaches* depend on them as much. The CPU that it *uses* is read from /proc, and depends
 on them less.
 """

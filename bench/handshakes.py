@@ -153,7 +153,8 @@ class RunningServer:
 
 def owsla(name: str = OWSLA, python: str = sys.executable) -> Server:
     """Return Owsla with its defaults, run by an interpreter."""
-    command = f"exec {shlex.quote(str(Path(python).with_name('twistd')))} -n --pidfile= owsla --port {{port}} --cert {{cert}} "
+    # `twistd` would send session tickets at its first start, without the `dropin.cache` of its plugins (owsla.runtime.openssl).
+    command = f"exec {shlex.quote(str(Path(python).with_name('twistd-owsla')))} --port {{port}} --cert {{cert}} "
     command += "--key {key} --interface 127.0.0.1 --drain-spread 0s --idle-timeout off"
     return Server(name, command, {"OWSLA_BROKER": "embedded", "OWSLA_EMBEDDED_PORT": str(free_port())})
 

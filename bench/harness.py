@@ -30,7 +30,7 @@ BROKER = "amqp://guest:guest@127.0.0.1:5672"
 
 
 class Gateway:
-    """Running `twistd -n owsla` on a free port, with its own queues. As a context manager, it ends with its block."""
+    """Running `twistd-owsla` on a free port, with its own queues. As a context manager, it ends with its block."""
 
     def __init__(self, broker: str, *options: str, queues: tuple[str, str] | None = None) -> None:
         """Start the gateway. `broker` is a URL, or `embedded`: then the broker is part of the process and its costs. `queues`
@@ -44,7 +44,8 @@ class Gateway:
         self.log = folder / "log"
         self.ca = folder / "certs" / "ca.pem"
         """Authority of the development certificate of the gateway."""
-        command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "owsla", "--port", "0"]
+        # `twistd` would send session tickets at its first start, without the `dropin.cache` of its plugins.
+        command = [str(Path(sys.executable).with_name("twistd-owsla")), "--port", "0"]
         command += ["--interface", "127.0.0.1", "--certs-dir", str(folder / "certs"), "--drain-spread", "0s"]
         command += ["--from-device", self.from_device, "--to-device", self.to_device, "--idle-timeout", "off", *options]
         # Settings from the environment must not change the measurement. The URL has a password, so it is no argument.

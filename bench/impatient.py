@@ -2,7 +2,7 @@
 
     python -m bench.impatient --output impatient.md
 
-The gateway is `twistd -n owsla` with the embedded broker and a certificate whose key makes handshakes slow. All devices are in
+The gateway is `twistd-owsla` with the embedded broker and a certificate whose key makes handshakes slow. All devices are in
 this process. The events of the gateway tell how many handshakes it began for peers that were gone.
 """
 

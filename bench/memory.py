@@ -2,7 +2,7 @@
 
     python -m bench.memory --connections 10000 --output memory.md
 
-Two servers hold the same number of connections in one run: `twistd -n owsla`, and `bench.bare`, which has nothing but an
+Two servers hold the same number of connections in one run: `twistd-owsla`, and `bench.bare`, which has nothing but an
 `SSL.Connection` with its socket for each. The difference is the memory that Owsla adds. Two more servers compare transports:
 `bench.stock` runs the device protocol on that of Owsla and on that of Twisted. With `--peers`, a minimal server in Go and
 HAProxy hold as many (`idle_peers`). Kernel memory of sockets is in no figure.

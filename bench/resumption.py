@@ -2,7 +2,7 @@
 
     python -m bench.resumption --output resumption.md
 
-Gateways with and without session tickets serve the same devices in turn: `twistd -n owsla` with the embedded broker. Owsla
+Gateways with and without session tickets serve the same devices in turn: `twistd-owsla` with the embedded broker. Owsla
 issues no tickets. For the comparison, a `sitecustomize` module disables OP_NO_TICKET, and imports OpenSSL before Owsla does:
 so it has no configuration (`owsla.runtime.openssl`), and sends tickets in TLS 1.3. Devices use the `ssl` module of Python. A
 device that resumes uses the ticket of its first connection each time, which OpenSSL allows.

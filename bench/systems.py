@@ -53,8 +53,9 @@ def owsla(processes: int, batch: int = 1, *options: str) -> System:
     `batch`: lines in a message at most.
     """
     queues = QUEUES
-    twistd = shlex.quote(str(Path(sys.executable).with_name("twistd")))
-    command = f"exec {twistd} -n --pidfile= owsla --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
+    # `twistd` would send session tickets at its first start, without the `dropin.cache` of its plugins (owsla.runtime.openssl).
+    program = shlex.quote(str(Path(sys.executable).with_name("twistd-owsla")))
+    command = f"exec {program} --port {{port}} --interface 127.0.0.1 --cert {{cert}} --key {{key}} "
     command += f"--from-device {queues[0]} --to-device {queues[1]} --workers {processes} --drain-spread 0s --idle-timeout off"
     name = "Owsla" if processes == 1 else f"Owsla, --workers {processes}"
     if batch > 1:
