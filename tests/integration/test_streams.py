@@ -6,10 +6,14 @@ They hold for RabbitMQ 3.10 and 4.0.
 from __future__ import annotations
 
 import json
+import sqlite3
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -21,7 +25,8 @@ from ._support.backend import Backend, Message
 from ._support.commands import Commands
 from ._support.device import Device
 from ._support.lab import Lab
-from ._support.process import free_port
+from ._support.page import Page
+from ._support.process import ChildProcess, free_port
 from ._support.rabbitmq import Cluster, RabbitMQ, installed
 from ._support.waiting import block_on, pause, reactor_test, until
 
@@ -465,3 +470,49 @@ async def test_broken_before_the_first_message(node: RabbitMQ, lab: Lab, command
     else:
         assert [json.loads(line)["body"] for line in await reader.shown(3)] == [f"0 {number}" for number in range(3)]
     assert await reader.interrupt() == 0
+
+
+@pytest.mark.parametrize("batch", ["off", "50"])
+@reactor_test
+async def test_reader_of_the_page(node: RabbitMQ, lab: Lab, tmp_path: Path, batch: str) -> None:
+    """The reader of docs/backends.md stores each line once. Killed and started again, it goes on behind its place."""
+    gateway = await lab.gateway(node.url, backend=False, from_device_argument=["x-queue-type=stream"], batch=batch)
+    device = await lab.device(gateway)
+    replace = {"amqp://guest:guest@127.0.0.1:5672/%2f": node.url, '"from_device"': f'"{gateway.from_device}"'}
+    program = tmp_path / "reader.py"
+    program.write_text(Page("backends.md", tmp_path / "page").block("python", "lines.db", replace))
+
+    def stored() -> list[tuple[int, bytes]]:
+        with closing(sqlite3.connect(tmp_path / "lines.db", timeout=10)) as database:
+            try:
+                return database.execute("SELECT seq, body FROM lines ORDER BY seq").fetchall()
+            except sqlite3.OperationalError:  # no table yet
+                return []
+
+    def place() -> int:
+        with closing(sqlite3.connect(tmp_path / "lines.db", timeout=10)) as database:
+            offset: int = database.execute("SELECT stream_offset FROM place").fetchone()[0]
+            return offset
+
+    async def run(lines: list[bytes], output: Path) -> None:
+        """Start the program, wait until it has stored all these lines, and kill it."""
+        process = ChildProcess([sys.executable, str(program)], output=output, cwd=tmp_path)
+
+        async def end() -> None:
+            process.kill()
+
+        lab.ends(end)
+        await until(lambda: len(stored()) == len(lines), 60, lambda: f"{len(stored())} lines: {process.output()}")
+        assert process.poll() is None, process.output()
+        process.kill()
+        assert stored() == list(enumerate(lines))
+
+    sent: list[bytes] = []
+    places: list[int] = []
+    for which in range(3):
+        lines = [b"%d %d \xff" % (which, number) for number in range(100)]
+        device.send_line(*lines)
+        sent += lines
+        await run(sent, tmp_path / f"output-{which}")
+        places.append(place())
+    assert places == sorted(set(places))
