@@ -35,9 +35,9 @@ class _UnixServer(_Quiet, socketserver.UnixStreamServer): ...
 class FakeGateway:
     """Answers requests whose method and path begin with one of `routes`, the longest first. Everything else is 404."""
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, routes: Mapping[str, Route] | None = None) -> None:
         """Listen at the path of a unix socket, or without one on a free port."""
-        self.routes: dict[str, Route] = {}
+        self.routes: dict[str, Route] = dict(routes or {})
         self.version: str | None = "1"
         """Header with the version of the interface."""
         self.requests: list[tuple[str, Mapping[str, str]]] = []

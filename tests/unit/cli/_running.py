@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.cli._arguments import parse
 
-from ._fake_gateway import FakeGateway
+from ._fake_gateway import FakeGateway, Route
 
 
 class CommandTestCase(SynchronousTestCase):
@@ -25,9 +25,9 @@ class CommandTestCase(SynchronousTestCase):
         self.folder = Path(temporary.name)
         self.socket = str(self.folder / "owsla.sock")
 
-    def gateway(self) -> FakeGateway:
+    def gateway(self, routes: Mapping[str, Route] | None = None) -> FakeGateway:
         """Return a fake gateway at `self.socket`."""
-        gateway = FakeGateway(self.socket)
+        gateway = FakeGateway(self.socket, routes)
         self.addCleanup(gateway.close)
         return gateway
 

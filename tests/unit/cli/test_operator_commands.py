@@ -293,8 +293,8 @@ class EventsTests(OperatorTestCase):
         def restart() -> None:
             for _ in range(5):
                 attempts.acquire()
-            self.fake = self.gateway()
-            self.fake.routes["GET /api/v1/events"] = lambda rest, query: (200, iter([sent(event(9), "event", "c-1")]))
+            # The command may ask as soon as the gateway listens.
+            self.fake = self.gateway({"GET /api/v1/events": lambda rest, query: (200, iter([sent(event(9), "event", "c-1")]))})
 
         thread = threading.Thread(target=restart)
         thread.start()
