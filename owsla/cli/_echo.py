@@ -45,7 +45,7 @@ from ..runtime.end_of_turn import EndOfTurn
 from ..trace_context import TRACEPARENT, TRACESTATE
 from ._running import Session
 from ._stream_offset import OFFSET, UnfinishedOffsets
-from ._tail import is_stream
+from ._tail import exists_as_stream
 
 LINES: Final = 1
 """Number of the channel for lines and answers."""
@@ -364,11 +364,12 @@ class Echo:
         session.log_when_ready(f"answering the lines of {from_device}")
 
     async def up(self, client: BrokerClient) -> None:
-        for queue in (self._from_device, self._to_device):
+        from_stream = await exists_as_stream(client, self._from_device)
+        for queue in (self._to_device,) if from_stream else (self._from_device, self._to_device):
             await queues.declare(client, SCRATCH, queues.Queue(queue), self._session.log)
         if self._began is None:
             self._began = Timestamp(self._now())
-        elif self._position is None and await is_stream(client, self._from_device):
+        elif self._position is None and from_stream:
             # No message has come yet. Those that came while there was no connection would not come by themselves.
             self._position = self._began
         self._answerer = Answerer(

@@ -228,6 +228,11 @@ async def is_stream(client: BrokerClient, queue: str) -> bool:
     return bool(await queues.is_stream(client, SCRATCH, queue))
 
 
+async def exists_as_stream(client: BrokerClient, queue: str) -> bool:
+    """Return whether there is a queue with this name, and it is a stream. Nothing is declared."""
+    return await inspect_queue(client, LOOK, queue) is not None and await is_stream(client, queue)
+
+
 class Shown(TypedDict):
     """Messages to show: those of a queue, up to `count` lines and the rest of their batch, or all if it is `None`."""
 
@@ -282,7 +287,7 @@ class Tail(ArrivingLines):
         super().__init__(reactor, turn, session, formatter=Formatter(form, seq_header, session.log), **what)
 
     async def up(self, client: BrokerClient) -> None:
-        if await inspect_queue(client, LOOK, self._queue) is not None and await is_stream(client, self._queue):
+        if await exists_as_stream(client, self._queue):
             self._session.finish(1, f"{self._queue} is a stream, from which nothing is taken: {OFFSETS}")
             return
         self._session.log_when_ready(f"taking the messages of {self._queue}: no other back end gets them")

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred, succeed
-from twisted.logger import Logger
 
 from ..interfaces import Clock, DelayedCall
 from ._types import NO_ARGS, Args
@@ -144,8 +143,6 @@ class _QueriesToWorker:
 class _Query:
     """Query to one worker, with the Deferreds that wait for its answer."""
 
-    _log = Logger(namespace="owsla.desk")
-
     def __init__(self, clock: Clock, worker: WorkerHandle, late: Callable[[], None] | None) -> None:
         """`late` is called at the time limit; a query without it has none."""
         self.since = clock.seconds()
@@ -167,7 +164,6 @@ class _Query:
 
         def failed(failure: Any) -> None:
             if not self._over:
-                self._log.debug("Querying {worker} failed: {reason}", worker=self._worker.name, reason=failure.value)
                 done()
                 self._end(None)
 

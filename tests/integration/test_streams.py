@@ -435,6 +435,7 @@ async def test_echo(node: RabbitMQ, lab: Lab, commands: Commands) -> None:
     await proxy.start()
     assert [await device.line(60) for _ in range(3)] == [b"0 %d" % number for number in range(3, 6)]
     assert await echo.interrupt() == 0
+    assert "used as it is" not in echo.output() + echo.errors(), "a stream is nothing to warn about"
 
 
 @pytest.mark.parametrize("command", ["echo", "tail"])
