@@ -114,7 +114,7 @@ class BatchPublisher(DoorPublisher):
     def _publish_batch(self, entry: Entry) -> None:
         """Publish a batch, or keep it behind refused ones or for the next connection."""
         window, client = self.window, self._channel.client
-        if client is not None and self._refused.refuses(entry.source):
+        if client is not None and self._refused.holds(entry.source):
             window.defer_batch(entry)
             self._refused.deferred(entry)
             # Only now its lines count as refused ones, for which no connection waits with its next share.

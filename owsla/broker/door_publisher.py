@@ -228,7 +228,7 @@ class DoorPublisher(BaseHandler):
         return self.window.spare
 
     def serves(self, source: LineSource) -> bool:
-        return self._channel.serving and not self._refused.holds(source)
+        return self._channel.serving and not self._refused.refuses(source)
 
     def settled(self, source: LineSource) -> bool:
         """Return whether the broker has confirmed all lines of a connection. The first call starts counting for all

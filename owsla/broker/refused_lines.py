@@ -5,6 +5,10 @@ confirmed and none is refused. If all lines have one route, refusing pauses all 
 their own routing keys, only their connections are paused (`Stalls`). In both cases a timer republishes the refused lines, with
 a growing delay.
 
+Some lines come although devices are paused: those of devices that leave, and of batches that were open. They wait behind the
+refused lines (`holds`) until these are republished, and not until the confirm. If they did, devices that leave, because they
+are not read, would keep lines refused, and so the others paused.
+
 RabbitMQ returns an unroutable line, and then confirms it. Such a line is refused when its confirm comes.
 
 `watching` is true while a confirm can change any of this. It keeps the confirms of normal operation free of calls.
@@ -65,16 +69,16 @@ class RefusedLines:
 
     @property
     def pending(self) -> bool:
-        """True while refused lines must be written before new ones."""
+        """True while lines are refused, and none was confirmed since: new lines may have to wait behind them (`holds`)."""
         return self.pausing_all or bool(self._stalls)
 
-    def holds(self, source: LineSource) -> bool:
-        """Return whether new lines of a connection must wait behind refused ones."""
-        return self.refuses(self._route(source))
+    def refuses(self, source: LineSource) -> bool:
+        """Return whether lines of the route of a connection are refused, and none was confirmed since."""
+        return self.pausing_all or (self._stalls is not None and self._route(source) in self._stalls)
 
-    def refuses(self, route: Any) -> bool:
-        """Return whether new lines of a route must wait behind refused ones."""
-        return self.pausing_all or (self._stalls is not None and route in self._stalls.stalled)
+    def holds(self, route: Any) -> bool:
+        """Return whether new lines of a route must wait behind refused ones that are not republished yet."""
+        return self._window.refused if self._stalls is None else self._stalls.holds(route)
 
     def wait(self, source: LineSource) -> bool:
         """Register a connection if it is stalled. Return whether it is.

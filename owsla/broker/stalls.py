@@ -23,21 +23,24 @@ S = TypeVar("S")
 class Stalls(Generic[R, S]):
     """The stalled routes, with reasons, and their connections that wait."""
 
-    __slots__ = ("_refused", "_reported", "_routes", "_waiting", "stalled")
+    __slots__ = ("_refused", "_reported", "_routes", "_stalled", "_waiting")
 
     def __init__(self) -> None:
-        self.stalled: dict[R, str] = {}
-        """The stalled routes, with the reason of each."""
+        self._stalled: dict[R, str] = {}  # the stalled routes, with the reason of each
         self._refused: set[R] = set()  # routes with refused lines that are not republished yet
         self._waiting: dict[R, dict[S, None]] = {}  # registered connections by route, in order
         self._routes: dict[S, R] = {}  # the route under which each of them is registered
         self._reported: dict[str, int] = {}  # stalled routes by reason
 
     def __contains__(self, route: R) -> bool:
-        return route in self.stalled
+        return route in self._stalled
 
     def __len__(self) -> int:
-        return len(self.stalled)
+        return len(self._stalled)
+
+    def holds(self, route: R) -> bool:
+        """Return whether a route has refused lines that are not republished yet."""
+        return route in self._refused
 
     def refuse(self, route: R, reason: str) -> tuple[bool, bool]:
         """Note a refused line. Return whether the route stalls with it, and whether to report the reason.
@@ -45,9 +48,9 @@ class Stalls(Generic[R, S]):
         A reason is reported once, until all routes that stalled for it are flowing again.
         """
         self._refused.add(route)
-        if route in self.stalled:
+        if route in self._stalled:
             return False, False
-        self.stalled[route] = reason
+        self._stalled[route] = reason
         reported = reason in self._reported
         if reported:
             self._reported[reason] += 1
@@ -90,8 +93,8 @@ class Stalls(Generic[R, S]):
         """Note that lines of these routes are confirmed. Return the registered connections that resume."""
         resumed: list[S] = []
         for route in routes:
-            if route in self.stalled and route not in self._refused:
-                self._forget(self.stalled.pop(route))
+            if route in self._stalled and route not in self._refused:
+                self._forget(self._stalled.pop(route))
                 resumed += self._take(route)
         return resumed
 
@@ -104,8 +107,8 @@ class Stalls(Generic[R, S]):
     def clear(self) -> list[S]:
         """Reset for a new channel, on which all lines are republished. Return the registered connections in the order of
         stalling."""
-        resumed = [source for route in self.stalled for source in self._take(route)]
-        self.stalled.clear()
+        resumed = [source for route in self._stalled for source in self._take(route)]
+        self._stalled.clear()
         self._refused.clear()
         self._waiting.clear()
         self._routes.clear()

@@ -268,6 +268,29 @@ class BatchTests(BrokerTestCase):
         lab.clock.advance(0)
         self.assertEqual([device.resumed for device in (*same[:3], other)], [1, 1, 1, 0])
 
+    def test_batch_between_a_republished_one_and_its_confirm(self) -> None:
+        """Connections are read again with the first confirm of a refused batch of their key, also if another batch of the key,
+        as of a device that leaves, comes before that.
+        """
+        for routing_key in (None, "lines.{shard:1}"):
+            lab = self.lab(batch=100, routing_key=routing_key)
+            first, second = lab.device("a"), lab.device("b")
+            lab.publish(first, b"x")
+            lab.server.settle()
+            lab.server.nack(LINES, lab.server.take()[0].tag)
+            if routing_key is None:
+                lab.producer.wait(first)
+            lab.clock.advance(0.2)
+            lab.server.settle()
+            published = lab.server.take()
+            lab.publish(second, b"y")
+            lab.clock.advance(DELAY)
+            lab.server.settle()
+            lab.server.ack(LINES, published[0].tag)
+            lab.clock.advance(0)
+            self.assertEqual((first.resumed, lab.producer.accepting), (1, True))
+            self.assertEqual(lines(published) + lab.taken(), [("a", 0), ("b", 0)])
+
     def test_route_without_a_queue(self) -> None:
         """A connection without lines does not wait for a key that is refused: with its identity it may get another one."""
         lab = self.lab(batch=100, messages=2, routing_key="lines.{shard:2}")

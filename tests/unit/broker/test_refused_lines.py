@@ -119,6 +119,7 @@ class RefusedLinesTests(SynchronousTestCase):
         self.assertEqual(self.retries, [False])
         self.window.retry()
         self.refused.published_again()
+        self.assertEqual((self.refused.holds(self.b), self.refused.refuses(self.b)), (False, True))
         self.assertEqual(self.confirm(3), [self.a])
         self.assertFalse(self.refused.pending)
         self.assertEqual(self.events, [
@@ -133,6 +134,7 @@ class RefusedLinesTests(SynchronousTestCase):
         self.assertEqual(self.confirm(2), [self.b])
         self.assertEqual((self.a.stalls, self.b.stalls, self.refused.pausing_all), (1, 0, False))
         self.assertEqual((self.refused.holds(self.a), self.refused.holds(self.b)), (True, False))
+        self.assertEqual((self.refused.refuses(self.a), self.refused.refuses(self.b)), (True, False))
         self.assertEqual((self.refused.wait(self.a), self.refused.wait(self.b)), (True, False))
 
     def test_not_ours(self) -> None:

@@ -20,7 +20,10 @@ class StallsTests(SynchronousTestCase):
         self.assertIn("a", self.stalls)
         self.assertNotIn("b", self.stalls)
         self.assertEqual(self.stalls.safe(["a", "b"]), [], "that was one which was not refused, before it was tried again")
+        self.assertEqual((self.stalls.holds("a"), self.stalls.holds("b")), (True, False))
         self.stalls.published_again()
+        self.assertFalse(self.stalls.holds("a"))
+        self.assertIn("a", self.stalls)
         self.assertEqual(self.stalls.safe(["b", "a", "a"]), ["a"])
         self.assertFalse(self.stalls)
 
