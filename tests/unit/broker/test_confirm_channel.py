@@ -132,5 +132,3 @@ class ConfirmChannelTests(BrokerTestCase):
         self.channel.close()
         self.server.settle()
         self.assertEqual((result.done, result.failure, result.value, self.faults), (True, None, None, []))
-
-

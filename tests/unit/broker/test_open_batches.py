@@ -84,6 +84,29 @@ class OpenBatchesTests(SynchronousTestCase):
         self.assertTrue(self.batches.publish_all())
         self.assertEqual((self.taken(), self.held()), ([[("x", 0), ("y", 5), ("y", 6)]], (0, 0, 0)))
 
+    def test_lines_that_fill_the_open_batch(self) -> None:
+        """Lines with which an open batch has as many as it may are published with it."""
+        self.add(self.a, "x", 0)
+        self.add_lines(self.a, "y", 0, [ELEMENT] * 3)
+        self.assertEqual((self.taken(), self.held()), ([[("x", 0), ("y", 0), ("y", 1), ("y", 2)]], (0, 0, 0)))
+
+    def test_lines_beyond_the_room(self) -> None:
+        """Of lines that have too many bytes for the open batch together, those that have room are added to it. Lines that
+        take exactly the room are one batch.
+        """
+        room = self.packer.room
+        self.add(self.a, "x", 0)
+        self.add_lines(self.a, "y", 0, [bytes(room - 20), bytes(11)])
+        self.assertEqual((self.taken(), self.held()), ([[("x", 0), ("y", 0)]], (1, 1, 11)))
+        self.assertTrue(self.batches.publish_all())
+        self.taken()
+        self.add_lines(self.a, "y", 2, [bytes(room - 10), bytes(10)])
+        self.assertEqual((self.taken(), self.held()), ([], (1, 2, room)))
+        self.assertTrue(self.batches.publish_all())
+        self.taken()
+        self.add_lines(self.a, "y", 4, [bytes(room - 10), bytes(11)])
+        self.assertEqual((self.taken(), self.held()), ([[("y", 4)]], (1, 1, 11)))
+
     def test_full_of_bytes(self) -> None:
         """A batch is published before the line for which it has no room, and a line without room in any is one by itself."""
         room = self.packer.room
