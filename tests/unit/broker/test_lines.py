@@ -412,6 +412,14 @@ class ProducerTests(BrokerTestCase):
         self.lab.server.ack(LINES, 1)
         self.assertFalse(self.lab.producer.accepting)
 
+    def test_connection_lost_while_blocked(self) -> None:
+        """The end of the connection ends the block, too: on the next one devices are read."""
+        self.lab.connect()
+        self.lab.producer.blocked("memory")
+        self.lab.lose()
+        self.lab.connect()
+        self.assertTrue(self.lab.producer.accepting)
+
     def test_after_a_reconnect(self) -> None:
         """Unconfirmed lines are published again, in order, before new ones. Confirmed lines are not."""
         self.lab.connect()
@@ -888,6 +896,20 @@ class ProducerTests(BrokerTestCase):
         self.assertEqual((self.device.safe, other.safe), ([1], [0]))
         self.assertTrue(self.lab.producer.settled(self.device))
         self.assertEqual((self.lab.window.given_up_lines, self.lab.producer.unconfirmed, self.lab.window.size), (1, 0, 0))
+
+    def test_share_behind_a_line_that_is_given_up(self) -> None:
+        """A connection gets its next share when the lines before it are given up, although no confirm comes."""
+        other = self.lab.device("b")
+        self.lab.connect()
+        self.lab.publish(self.device, b"x" * 65)
+        self.lab.producer.wait(other, self.lab.producer.position(0))
+        self.lab.clock.advance(0)
+        self.assertEqual(other.resumed, 0)
+        self.lab.server.close_channel(LINES, 406, TOO_LARGE % (65, 64))
+        self.lab.producer.down()
+        self.lab.connect()
+        self.lab.clock.advance(0)
+        self.assertEqual((self.lab.taken(), other.resumed), ([], 1))
 
     def test_too_large_the_next_time(self) -> None:
         """A line above the known limit of the broker is not published: its connection is closed at once, with a log line. None
