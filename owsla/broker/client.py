@@ -487,7 +487,7 @@ class BrokerClient(AMQClient):  # type: ignore[misc]
             try:
                 channel.close(reason)
             except Exception:
-                # An error in a handler. The other handlers, and whoever waits for `lost`, learn of the end all the same.
+                # An error in a handler must not keep the end of the connection from the other handlers and from `lost`.
                 self._reason = Failure()
         self.delegate.close(reason)
 

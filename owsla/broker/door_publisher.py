@@ -1,4 +1,5 @@
-"""The publisher of the lines of a door: what publishers with a message for each line and publishers of batches have in common.
+"""The base of the publishers of the lines of a door: `LinePublisher` (`lines`), with a message for each line, and
+`BatchPublisher` (`batches`).
 
 Theory of operation. `accepting` is the answer to "may devices be read": there is a connection, the broker does not block, lines
 are not refused, and the window is not full. Otherwise connections stop reading, and register with `wait`. They resume a few at
@@ -6,8 +7,8 @@ a time, in the order of registration, so that 40,000 of them do not resume in on
 
 Shares. A connection may publish `share` lines, and gets the next share when its last one is settled: when as many lines have
 left the window as were in it or had left it before (`position`). Refused lines count as having left it: those of another
-connection may stay for hours. So a connection that floods has two shares in flight at most,
-a thirty-second of the window, and the lines of the others wait behind no more than that.
+connection may stay for hours. So a connection that floods has two shares in flight at most, a thirty-second of the window, and
+the lines of the others wait behind no more than that.
 
 Refusals. RabbitMQ refuses a line with basic.nack (a full queue, an unavailable quorum queue), or returns it as unroutable and
 then confirms it. Refused lines stay in the window and are republished after a delay, with all later lines of their connections,
@@ -83,7 +84,10 @@ DEFAULTS: Final = PublisherOptions()
 
 
 class DoorPublisher(BaseHandler):
-    """Publisher of the lines of a door, on a channel of its own, within a window of unconfirmed ones."""
+    """Base of a publisher of the lines of a door, on a channel of its own, within a window of unconfirmed ones.
+
+    A subclass implements `publish`, `publish_lines` and `_give_up`, for its form of messages.
+    """
 
     def __init__(
         self,
@@ -190,8 +194,8 @@ class DoorPublisher(BaseHandler):
         return len(lines)
 
     def _count(self, source: LineSource, lines: int, now: float) -> None:
-        """Count lines that were just published, where somebody asks for that: most are not counted, and `publish` makes no call
-        for those.
+        """Follow lines that were just published, if none is followed, and count them, if the node drains. Callers leave the
+        call out if neither is the case, as for most lines.
         """
         if self._latency.since is None:
             self._latency.follow(now, self.window.confirmed_lines + self.window.messages)
