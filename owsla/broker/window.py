@@ -295,14 +295,7 @@ class Window:
         given_up = [entry for entry in self._refused if unpublishable(entry.packed)]
         self._refused = [entry for entry in self._refused if not unpublishable(entry.packed)]
         self.refused_lines = self.count(self._refused)
-        for tag, entry in self._aside.items():
-            if entry is not _REPEATED and unpublishable(entry.packed):
-                given_up.append(entry)
-                self._aside[tag] = _REPEATED
-        for index, waiting in enumerate(self._entries):
-            if waiting is not None and waiting is not _REPEATED and unpublishable(waiting.packed):
-                given_up.append(waiting)
-                self._entries[index] = _REPEATED
+        given_up += self._withdraw(lambda entry: unpublishable(entry.packed))
         lines = self.count(given_up)
         self.messages -= lines
         self.given_up_lines += lines
@@ -320,17 +313,25 @@ class Window:
         republished = self._refused
         self._refused = []
         self.refused_lines = 0
-        for tag, entry in self._aside.items():
-            if entry.source in sources:  # a placeholder has no source
-                republished.append(entry)
-                self._aside[tag] = _REPEATED
-        for index, waiting in enumerate(self._entries):
-            if waiting is not None and waiting is not _REPEATED and waiting.source in sources:
-                republished.append(waiting)
-                self._entries[index] = _REPEATED
+        republished += self._withdraw(lambda entry: entry.source in sources)
         republished.sort(key=_seq)
         self._entries.extend(republished)
         return [entry.packed for entry in republished]
+
+    def _withdraw(self, chosen: Callable[[Entry], bool]) -> list[Entry]:
+        """Put placeholders in the place of the chosen unanswered lines. Return these in the order of their tags."""
+        withdrawn: list[Entry] = []
+
+        def replace(entry: Entry) -> Entry:
+            if entry is _REPEATED or not chosen(entry):
+                return entry
+            withdrawn.append(entry)
+            return _REPEATED
+
+        self._aside = {tag: replace(entry) for tag, entry in self._aside.items()}
+        # Assignments to the entries of the present deque would take quadratic time: it is a list of blocks.
+        self._entries = deque(None if entry is None else replace(entry) for entry in self._entries)
+        return withdrawn
 
     def restart(self, refit: Callable[[bytes], bytes] | None = None) -> list[bytes]:
         """Return the frames to publish first on a new channel, whose tags start at 1.

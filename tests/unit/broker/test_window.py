@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
@@ -355,6 +357,26 @@ class WindowTests(SynchronousTestCase):
         self.add(500)
         self.assertEqual(self.window.restart(), [packed(("b", number)) for number in range(3)] + [packed(("a", 500))])
         self.assertEqual(self.numbers(self.window.confirm(3, True)), [0, 1, 2])
+
+    def test_retry_of_a_large_window(self) -> None:
+        """The time to republish the lines behind refused ones is proportional to their number, as that of a restart is: with
+        quadratic time, all devices would wait for seconds.
+        """
+        sources, each = 100, 4000
+        window = Window(sources * each, 1 << 30)
+        for seq in range(each):
+            for source in range(sources):
+                window.add(source, seq, b"x")
+        retry, restart = [], []
+        for _ in range(3):
+            window.refuse(sources, True)  # the first line of each connection
+            begin = time.process_time()
+            self.assertEqual(len(window.retry()), sources * each)
+            middle = time.process_time()
+            self.assertEqual(len(window.restart()), sources * each)
+            retry.append(middle - begin)
+            restart.append(time.process_time() - middle)
+        self.assertLess(min(retry), 4 * min(restart))
 
     def test_memory(self) -> None:
         """Confirmed lines leave nothing in memory, in any order of confirms."""
