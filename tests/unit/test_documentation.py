@@ -45,6 +45,13 @@ class DocumentationTests(SynchronousTestCase):
         self.assertEqual((ended.returncode, ended.stderr), (0, ""))
 
 
+class ContributingTests(SynchronousTestCase):
+    def test_integration_tests(self) -> None:
+        """CONTRIBUTING.md has a row for each file of integration tests, and for no other."""
+        named = re.findall(r"^\| `(test_\w+)` \|", (_ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+        self.assertEqual(sorted(named), sorted(path.stem for path in (_ROOT / "tests" / "integration").glob("test_*.py")))
+
+
 class DoorsTests(SynchronousTestCase):
     def test_options(self) -> None:
         """The table "Options of a door" in doors.md has every option that a door can have, and its name."""
