@@ -793,13 +793,6 @@ class OptionsTests(SynchronousTestCase):
             meaning = re.sub(r"\\[\w\\]+", lambda escape: f"`{escape[0]}`", option.help)
             self.assertIn(f"| `--{option.name}` | {default} | {meaning} | {option.reload} |\n", page)
 
-    def test_documented_for_doors(self) -> None:
-        """docs/options.md lists the options that a door can have."""
-        page = (Path(__file__).parents[3] / "docs" / "options.md").read_text()
-        listed = re.search(r"A door can have a value of its own for ([^.]*)\.", page)
-        assert listed is not None
-        self.assertEqual(re.findall(r"`([a-z-]+)`", listed[1]), [option.name for option in OPTIONS if option.door])
-
     def test_settings_have_every_option(self) -> None:
         """Every option but --config is a field of the settings, and the reverse."""
         names = {field.name for field in dataclasses.fields(Settings)}
