@@ -769,7 +769,8 @@ def failure_of(error: Exception) -> Failure:
         return Failures.DONE
     if isinstance(error, SSL.SysCallError | OSError | ConnectionLost):
         return Failures.LOST
-    return Failure(error)
+    # The traceback refers to the transport, which keeps the reason: a cycle for the garbage collector.
+    return Failure(error.with_traceback(None))
 
 
 def without_goodbye(sock: socket.socket) -> None:

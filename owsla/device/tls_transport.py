@@ -91,7 +91,7 @@ class TLSOwner(Owner, Protocol):
 class TLSTransport(SocketTransport):
     """Server side of one TLS connection."""
 
-    __slots__ = ("_hello",)
+    __slots__ = ("_hello", "_late_end")
 
     _BLOCKED: ClassVar = (SSL.WantWriteError, SSL.WantReadError)
     _ERRORS: ClassVar = (SSL.Error, OSError)
@@ -103,6 +103,8 @@ class TLSTransport(SocketTransport):
         self, reactor: Reactor, sock: socket.socket, address: tuple[Any, ...] | str, owner: TLSOwner, proxied: bool = False
     ) -> None:
         self._hello: hello.ClientHelloScan | None = None
+        self._late_end: Exception | None = None
+        """End of the connection that was read together with data, and for which the protocol is not ready: it has paused."""
         SocketTransport.__init__(self, reactor, sock, address, owner, proxied)
 
     def getHandle(self) -> SSL.Connection:
@@ -158,21 +160,26 @@ class TLSTransport(SocketTransport):
         Without read-ahead OpenSSL takes no more than one record from the socket, and an event for each would cost as much
         again as to decrypt and publish its line. What is left makes the socket readable again.
         """
-        data, size, end = [first], len(first), None
+        data, size = [first], len(first)
+        end: Exception | None = None
         recv = self._stream.recv
         while unread > ALERT and size < RECORD and len(data) < RECORDS:
             try:
                 more = recv(RECORD)
             except (SSL.Error, OSError) as error:
-                end = error
+                # The traceback refers to this frame: that cycle would keep the data until garbage is collected.
+                end = error.with_traceback(None)
                 break
             data.append(more)
             size += len(more)
             unread -= len(more) + OVERHEAD
         self._protocol.dataReceived(b"".join(data))
-        # If the protocol has paused the connection, the end waits until it is read again (`start_reading`).
-        if end is not None and self._reading and self._state < CLOSED and self._is_end(end):
+        if end is None or self._state == CLOSED or not self._is_end(end):
+            return
+        if self._reading:
             self._ended(end)
+        else:
+            self._late_end = end  # the protocol has paused the connection: its end waits until it is read again
 
     def _is_end(self, error: Exception) -> bool:
         """Return whether an error of a read means that no data follows. `WantReadError` does if a callback has refused."""
@@ -180,13 +187,14 @@ class TLSTransport(SocketTransport):
 
     def start_reading(self) -> None:
         super().start_reading()
-        if self._state >= OPEN and self._stream.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
-            # The goodbye was read together with the last lines, and does not make the socket readable again.
-            self._reactor.callLater(0, self._read_end)
+        if self._late_end is not None:
+            # OpenSSL has taken it from the socket, which may never be readable again.
+            self._reactor.callLater(0, self._report_late_end)
 
-    def _read_end(self) -> None:
-        if self._reading and self._state < CLOSED:
-            self.doRead()
+    def _report_late_end(self) -> None:
+        end = self._late_end
+        if end is not None and self._reading and self._state < CLOSED:
+            self._ended(end)
 
     def _write_on(self) -> None:
         if self._state <= HANDSHAKING:
@@ -364,6 +372,7 @@ class TLSTransport(SocketTransport):
 
     def _ended(self, error: Exception) -> None:
         """Close the connection, since the peer has closed its side or violated the protocol."""
+        error = self._late_end or error  # OpenSSL does not repeat the reason of a fatal alert
         tls = self._stream
         if isinstance(error, SSL.SysCallError) and tls.get_shutdown() & SSL.RECEIVED_SHUTDOWN:
             error = SSL.ZeroReturnError()  # a goodbye behind user_canceled (RFC 8446, 6.1), of which OpenSSL 4.0.3 says this

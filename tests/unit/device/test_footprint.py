@@ -186,11 +186,22 @@ class FootprintTests(SynchronousTestCase):
             endpoint.close("enough")
             client.close()
 
+        def cut_off(client: Any, endpoint: DeviceProtocol, transport: SocketTransport) -> None:
+            client.write(b"last\n")
+            client.socket.send(b"\x17\3\3\x40\0" + bytes(100))  # a part of a TLS record, which is read together with the line
+            client.close()
+
+        def garbage(client: Any, endpoint: DeviceProtocol, transport: SocketTransport) -> None:
+            client.socket.send(b"GET / HTTP/1.0\r\n\r\n")
+            client.close()
+
         farewells: dict[str, Callable[[Any, DeviceProtocol, SocketTransport], None]] = {
             "by the device": goodbye,
             "reset": lambda client, endpoint, transport: reset(client.socket),
             "aborted": lambda client, endpoint, transport: transport.abortConnection(),
             "closed": closed,
+            "cut off": cut_off,
+            "garbage": garbage,
         }
         for plain, (how, farewell) in itertools.product((False, True), farewells.items()):
             gc.collect()

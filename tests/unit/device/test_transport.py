@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -649,6 +650,28 @@ class TLSTests(Base):
         self.transport.resumeProducing()
         self.loop.until(lambda: self.lines.lost)
         self.assertIsInstance(self.end(), ConnectionDone)
+
+    def test_error_with_lines_that_pause(self) -> None:
+        """Invalid TLS that was read with lines which pause the protocol ends the connection when it is resumed, with the reason
+        of OpenSSL, also if the device has sent nothing since, or has closed.
+        """
+        for version, closes in itertools.product((SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION), (False, True)):
+            client = self.connect(version)
+            self.lines.on_data = self.transport.pauseProducing
+            client.send(b"one")
+            self.peer.send(b"\x17\3\3\0\x28" + bytes(40))  # a record that nobody has encrypted
+            self.loop.until(lambda: self.lines.received)
+            self.loop.settle()
+            self.assertEqual((self.lines.received, self.lines.lost, self.transport.unread), (b"one", [], 0))
+            if closes:
+                client.close()
+            self.transport.resumeProducing()
+            if closes:
+                self.transport.doRead()  # the end of the stream may be reported first
+            self.loop.until(lambda: self.lines.lost)
+            self.assertTrue(explain(self.lines.lost[0]).startswith("TLS: "), explain(self.lines.lost[0]))
+            self.tearDown()
+            self.setUp()
 
     def test_goodbye_with_lines_that_abort(self) -> None:
         """If the last lines make the protocol abort the connection, the end that was read with them is not reported."""
