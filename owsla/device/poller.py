@@ -301,6 +301,7 @@ class Poller(SocketSet):
         if ready:
             self._turn.read_time()
             self._events += len(ready)
+            self.crowded = len(ready) == SLICE
             self._handle(ready)
             self._turn.flush()
 

@@ -99,18 +99,19 @@ class PollerTests(SynchronousTestCase):
         self.assertEqual(one.reads, 3)
 
     def test_crowded(self) -> None:
-        """A poller is crowded while a poll returns as many ready sockets as it can."""
+        """A poller is crowded while a poll returns as many ready sockets as it can, also between two handshakes."""
         seen: list[bool] = []
         for _ in range(SLICE):
             one = self.descriptor()
             one.after_reading = lambda: seen.append(self.poller.crowded)
             self.poller.addReader(one)
-            one.peer.send(b"a")
-        self.loop.settle()
-        self.assertEqual(seen, [True] * SLICE)
-        self.made[0].peer.send(b"b")
-        self.loop.settle()
-        self.assertEqual(seen[SLICE:], [False])
+        for read in (self.poller.doRead, self.poller.serve):
+            for some in (self.made, self.made[:1], self.made):
+                seen.clear()
+                for one in some:
+                    one.peer.send(b"a")
+                read()
+                self.assertEqual(seen, [some is self.made] * len(some))
 
     def test_memory(self) -> None:
         """A socket takes no more than 16 bytes of a poller that has some thousands."""
