@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from ..interfaces import Clock, Courier
 from ..letter import DeliverySource, Letter
-from .connections import Connection
+from .connections import Connection, guard
 from .ordering import Ordering
 from .reordering import ReorderLimits
 from .repeats import ClosedConnections, HandedOver
@@ -67,4 +67,4 @@ class Deliveries:
         """
         self._handed_over.add(handed_over, self._reordering.clock())
         for connection in dict.fromkeys(self._reordering.holders(source) + self._slow.holders(source)):
-            connection.forget(source)
+            guard(connection, connection.forget, source)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ..interfaces import Clock, LineSink
-from .connections import Connection
+from .connections import Connection, guard
 
 TICK: Final = 0.1
 """Seconds between two calls of `Housekeeping.tick`."""
@@ -53,7 +53,7 @@ class IdleCheck:
             self._share = 1 + int(len(self._to_check) / max(1.0, self._timeout / LOOKS))
         share, self._to_check = self._to_check[: self._share], self._to_check[self._share :]
         for connection in share:
-            connection.check_idle(now, self._not_before, self._timeout)
+            guard(connection, connection.check_idle, now, self._not_before, self._timeout)
 
 
 class Housekeeping:

@@ -84,15 +84,23 @@ class ReorderLimits:
             # The missing message is probably in the queue that is read later. It cannot arrive any more once the consumer has
             # its whole prefetch outstanding.
             if self._held.count(source) >= source.prefetch:
-                self._held.greatest(source).skip_gap()
+                greatest = self._held.greatest(source)
+                guard(greatest, greatest.skip_gap)
             return
+        self._enforce_limit(connection)
+        self._enforce_share(source)
+
+    def _enforce_limit(self, connection: Connection) -> None:
         while connection.held > self._limit:  # more than once only after the limit was lowered
             connection.skip_gap()
-        self._enforce_share(source)
 
     def _enforce_share(self, source: DeliverySource) -> None:
         while self._held.count(source) > max(1, source.prefetch // 2):
-            self._held.greatest(source).skip_gap()
+            greatest = self._held.greatest(source)
+            held = greatest.held
+            guard(greatest, greatest.skip_gap)
+            if greatest.held == held:
+                return  # it has failed: its messages are settled when it is closed
 
     def skipped(self, connection: Connection, missing: range) -> None:
         """Count and announce sequence numbers that a connection has skipped."""
@@ -125,7 +133,6 @@ class ReorderLimits:
         """Apply the limits again, also to the messages that arrived while they were suspended."""
         self._suspended_until = 0.0
         for connection in list(self._holders):
-            while connection.held > self._limit:
-                connection.skip_gap()
+            guard(connection, self._enforce_limit, connection)
         for source in self._held.sources():
             self._enforce_share(source)

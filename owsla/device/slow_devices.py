@@ -83,7 +83,10 @@ class SlowDevices:
         source = letter.source
         self._queued.add(source, connection)
         while self._queued.count(source) > max(1, source.prefetch // 4):
-            self._queued.greatest(source).close_slow("too many messages wait for slow devices, most of them for this one")
+            queued, slowest = self._queued.count(source), self._queued.greatest(source)
+            guard(slowest, slowest.close_slow, "too many messages wait for slow devices, most of them for this one")
+            if self._queued.count(source) == queued:
+                return  # it has failed: its messages are settled when it is closed
 
     def unqueue(self, connection: Connection, letters: Iterable[Letter]) -> None:
         """Stop counting messages that no longer wait."""

@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from owsla.device.admission import Admission, PortAdmission
 from owsla.device.framing import LineFraming
+from owsla.device.protocol import DeviceProtocol
 from owsla.device.reordering import CATCHING_UP
 from owsla.device.sources import SourceLimits, Sources
 from owsla.events import DeviceReplaced, GapSkipped, LineTooLong, SlowDevice
@@ -109,6 +110,22 @@ class IdleTests(SynchronousTestCase):
         self.assertEqual((idle_wire.closed, busy_wire.closed), ("lost", ""))
         self.later(115)
         self.assertEqual(busy_wire.closed, "lost")
+
+    def test_an_error_of_ours(self) -> None:
+        """If the check of a device fails, its connection is closed, and the other devices are checked."""
+        broken, broken_wire = self.world.connect()
+        idle_wires = [self.world.connect()[1] for _ in range(10)]
+        check = DeviceProtocol.check_idle
+
+        def either(connection: DeviceProtocol, *times: float) -> None:
+            if connection is broken:
+                raise ZeroDivisionError
+            check(connection, *times)
+
+        self.patch(DeviceProtocol, "check_idle", either)
+        change(self.world, idle_timeout=8.0)
+        self.later(12)
+        self.assertEqual((broken_wire.closed, {wire.closed for wire in idle_wires}), ("aborted", {"lost"}))
 
     def test_shorter_with_many_devices(self) -> None:
         """All devices are checked within the new time, wherever the check of the former time was."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -26,6 +25,18 @@ def lines(wire: Wire, ending: bytes = b"\r\n") -> list[bytes]:
 
 class Broken(Exception):
     """Failure of a step of the end of a connection."""
+
+
+def failing_for(one: DeviceProtocol, method: str) -> Any:
+    """Return a context in which a method of `DeviceProtocol` fails for one of them."""
+    real = getattr(DeviceProtocol, method)
+
+    def either(endpoint: DeviceProtocol, *args: Any) -> None:
+        if endpoint is one:
+            raise ZeroDivisionError
+        real(endpoint, *args)
+
+    return mock.patch.object(DeviceProtocol, method, autospec=True, side_effect=either)
 
 
 def broken(step: str) -> Any:
@@ -168,20 +179,41 @@ class OrderTests(Base):
         other, wire = world.connect()
         self.send(world, 3)
         world.send(other, self.source, b"3", 3)
-        with mock.patch.object(DeviceProtocol, "skip_gap", autospec=True, side_effect=self.fail_for(self.endpoint)):
+        with failing_for(self.endpoint, "skip_gap"):
             world.later(2.5)
         self.assertEqual((self.wire.closed, lines(wire)), ("aborted", [b"3"]))
 
-    def fail_for(self, one: DeviceProtocol) -> Callable[[DeviceProtocol], None]:
-        """Replace `DeviceProtocol.skip_gap` by a version that fails for one of them."""
-        skip = DeviceProtocol.skip_gap
+    def test_an_error_of_ours_in_another_connection(self) -> None:
+        """If the connection that holds most messages cannot skip its gap, it alone is closed, and the message of another one,
+        with which the limit was reached, is kept.
+        """
+        for outage in (False, True):
+            self.source = Source()
+            world = self.world(prefetch=3 if outage else 5)
+            other, wire = world.connect()
+            if outage:
+                world.services.reordering.flowing(False)
+                world.services.reordering.flowing(True)
+            self.send(world, 3, 4)
+            with failing_for(self.endpoint, "skip_gap"):
+                world.send(other, self.source, b"3", 3)
+            self.assertEqual((self.wire.closed, wire.closed, world.courier.records), ("aborted", "", []))
+            world.end(self.endpoint)
+            world.send(other, self.source, b"0", 0)
+            self.assertEqual((world.held, self.source.outstanding), (1, 1))
 
-        def either(endpoint: DeviceProtocol) -> None:
-            if endpoint is one:
-                raise ZeroDivisionError
-            skip(endpoint)
-
-        return either
+    def test_an_error_of_ours_after_an_outage(self) -> None:
+        """When the limits hold again after an outage, a connection that cannot skip its gap is closed. Others skip."""
+        world = self.world(reorder_limit=1)
+        other, wire = world.connect()
+        world.services.reordering.flowing(False)
+        world.services.reordering.flowing(True)
+        for number in (3, 4):
+            self.send(world, number)
+            world.send(other, self.source, b"%d" % number, number)
+        with failing_for(self.endpoint, "skip_gap"):
+            world.later(1.5)
+        self.assertEqual((self.wire.closed, lines(wire)), ("aborted", [b"3", b"4"]))
 
     def test_greatest_number(self) -> None:
         """The greatest possible number is waited for, and skipped to, like any other."""
@@ -411,6 +443,21 @@ class SlowTests(Base):
         self.send(world, 1, None, 2, 4)
         world.turns()
         self.assertEqual((lines(self.wire), self.source.acked), ([b"0"], [1]))
+
+    def test_an_error_of_ours_in_another_connection(self) -> None:
+        """If the slowest connection cannot be closed in order, it alone is aborted, and the message of another one, with which
+        the limit was reached, waits for its socket.
+        """
+        world = self.slow(prefetch=8)
+        self.send(world, 1, 2)
+        other, wire = world.connect(room=0)
+        world.send(other, self.source, b"0", 0)
+        world.turns()
+        with failing_for(self.endpoint, "close_slow"):
+            world.send(other, self.source, b"1", 1)
+        self.assertEqual((self.wire.closed, wire.closed, world.courier.records), ("aborted", "", []))
+        world.end(self.endpoint)
+        self.assertEqual((world.waiting, self.source.outstanding), (1, 1))
 
     def test_goes_on_in_order(self) -> None:
         """When the socket has room again, waiting lines are written in their original order."""
@@ -710,6 +757,17 @@ class ForgetTests(Base):
         self.assertEqual(lines(self.wire), [b"0", b"1", b"2", b"3"])
         self.assertEqual((again.outstanding, other.outstanding, world.held), (0, 0, 0))
         self.assertEqual(self.source.acked, [1])
+
+    def test_an_error_of_ours(self) -> None:
+        """If a connection fails to forget its messages, it is closed, and the others forget theirs."""
+        world = self.world()
+        other, wire = world.connect()
+        self.send(world, 2)
+        world.send(other, self.source, b"2", 2)
+        self.source.open = False
+        with failing_for(self.endpoint, "forget"):
+            world.factory.deliveries.forget(self.source)
+        self.assertEqual((self.wire.closed, wire.closed, other.held), ("aborted", "", 0))
 
     def test_waiting_for_the_socket(self) -> None:
         """Messages that waited for the socket are forgotten as well: after the redelivery they are sent once, in order."""
