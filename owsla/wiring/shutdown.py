@@ -15,8 +15,7 @@ Stop, in this order:
 3.  The node stops consuming the shared queue. It goes on with its own queue, since back ends answer the last lines.
 4.  Once all lines are confirmed and back ends were told of every closed connection, the node leaves the cluster.
 5.  Messages for many devices end, since no device is left. Then the node stops consuming its own queue. Messages that it holds
-    unacknowledged are recorded as undeliverable or go back into
-    that queue.
+    unacknowledged are recorded as undeliverable or go back into that queue.
 6.  Remaining connections are aborted, the connections to the broker close, and the supervision tree stops.
 
 One deadline bounds all of this (`StopDeadline`). Past the deadline each step does only the part that takes no waiting, and the
@@ -34,7 +33,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from twisted.application.service import MultiService
@@ -46,7 +44,7 @@ from txamqp.client import Closed
 from ..broker.client import BrokerError
 from ..broker.connection import BrokerConnection, explain
 from ..cluster.cleanup import SILENCE as CLEANUP_SILENCE
-from ..device.connections import Connection
+from ..device.connections import Connection, guard
 from ..device.port import DevicePort
 from ..events import Event, NodeStopped
 from ..interfaces import Clock
@@ -262,7 +260,7 @@ class DeviceDrain:
         await self.close_in_turn(connections, reason)
         for connection in connections:
             if connection.transport is not None:
-                guarded(connection, partial(connection.close, reason))
+                guard(connection, connection.close, reason)
 
     async def close_in_turn(self, waiting: list[Connection], reason: str) -> None:
         """Close each device when its turn has come and it is settled. Return at the deadline at the latest."""
@@ -278,12 +276,12 @@ class DeviceDrain:
             due = devices if elapsed >= spread else int(devices * elapsed / spread)
             count = due - (devices - len(waiting))
             for connection in waiting[:count]:
-                guarded(connection, connection.drain)
+                guard(connection, connection.drain)
             leaving += waiting[:count]
             waiting = waiting[count:]
             leaving = [connection for connection in leaving if connection.transport is not None]
             for connection in leaving:
-                guarded(connection, partial(self._close_settled, connection, reason))
+                guard(connection, self._close_settled, connection, reason)
             await pause(self._clock, STEP)
 
     def _close_settled(self, connection: Connection, reason: str) -> None:
@@ -356,7 +354,7 @@ class NodeService(MultiService):
         await self._step(self._close_devices())
         cut = len(parts.registry)
         for device in list(parts.registry):
-            guarded(device, partial(device.close, "the gateway stops"))
+            guard(device, device.close, "the gateway stops")
         await self._answer(parts.consumers.stop_consuming(own=False))
         # Messages for many, too: they go to this node as well, as long as its queue is bound.
         await self._until(lambda: not (parts.lines.unconfirmed or parts.unannounced or parts.broadcast.unconfirmed))
@@ -429,7 +427,7 @@ class NodeService(MultiService):
         """Abort the connections that are still open, without waiting for the close_notify of TLS."""
         for device in list(self._parts.registry):
             if device.transport is not None:
-                guarded(device, device.transport.abortConnection)
+                guard(device, device.transport.abortConnection)
         await pause(self._clock, 0)  # connections publish and count their last lines when they are closed
 
     async def _silent(self) -> bool:
@@ -464,14 +462,6 @@ class NodeService(MultiService):
         end = self._clock.seconds() + longest
         while not condition() and not self._deadline.passed and self._clock.seconds() < end:
             await pause(self._clock, STEP)
-
-
-def guarded(connection: Connection, act: Callable[[], object]) -> None:
-    """Do something to a connection. An error ends that connection, and costs no other one."""
-    try:
-        act()
-    except Exception:
-        connection.failed(Failure())
 
 
 async def pause(clock: Clock, seconds: float) -> None:
