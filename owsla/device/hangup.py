@@ -11,6 +11,7 @@ when the broker takes lines. So a reset is treated as an end of the stream.
 
 from __future__ import annotations
 
+import errno
 import select
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -61,7 +62,7 @@ class HangupWatch:
         self._failed = failed
         self._epoll = select.epoll()
         for fd in self._watched:
-            self._epoll.register(fd, _HANGUPS)
+            self._register(fd)
         self._reactor.addReader(self)
 
     def stop(self) -> None:
@@ -72,9 +73,23 @@ class HangupWatch:
 
     def watch(self, connection: Watched) -> None:
         fd = connection.fileno()
-        if self._epoll is not None and fd not in self._watched:
-            self._epoll.register(fd, _HANGUPS)
+        if fd not in self._watched:
+            self._register(fd)
         self._watched[fd] = connection
+
+    def _register(self, fd: int) -> None:
+        """Have the system report the hang-up of a socket.
+
+        Where the system can watch no more sockets (max_user_watches, epoll(7)), a hang-up is found when the connection is read
+        again. To close the device instead would lose its lines.
+        """
+        if self._epoll is None:
+            return
+        try:
+            self._epoll.register(fd, _HANGUPS)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM):
+                raise
 
     def unwatch(self, connection: Watched) -> None:
         fd = connection.fileno()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Any, cast
@@ -38,6 +39,19 @@ class Paused:
     def close(self) -> None:
         self.socket.close()
         self.peer.close()
+
+
+class FullSet:
+    """Epoll set of a system that watches no more sockets."""
+
+    def __init__(self, epoll: Any) -> None:
+        self._epoll = epoll
+
+    def register(self, fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
 
 
 class HangupTests(SynchronousTestCase):
@@ -95,6 +109,18 @@ class HangupTests(SynchronousTestCase):
             told = connection.told
             self.later(PATIENCE + 0.1)
             self.assertEqual((connection.told, connection.hung_up), (told + 1, 1))
+
+    def test_no_room_in_the_system(self) -> None:
+        """A connection that the system cannot watch is kept and forgotten like any other. The others are watched."""
+        watched = self.paused()
+        self.watch._epoll = cast(Any, FullSet(self.watch._epoll))
+        unwatched = self.paused()
+        for connection in (watched, unwatched):
+            connection.peer.shutdown(socket.SHUT_WR)
+        self.later(PATIENCE + 0.1)
+        self.assertEqual((watched.told > 0, unwatched.told), (True, 0))
+        self.watch.unwatch(unwatched)
+        self.assertEqual((watched.hung_up, unwatched.hung_up), (1, 0))
 
     def test_end_in_order(self) -> None:
         """After an orderly close the connection is kept for some time, in which its data may still be read."""
