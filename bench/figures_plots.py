@@ -92,7 +92,7 @@ def draw_spreads(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Spr
     if not groups:
         return ""
     every = [value for _, rows in groups for row in rows for _, *values in row.points for value in values]
-    low, high = math.log10(min(every)) - 0.08, math.log10(max(every)) + 0.08
+    low, high = math.log10(min(every)) - 0.25, math.log10(max(every)) + 0.15
     if high - low < 1:
         low, high = (low + high) / 2 - 0.5, (low + high) / 2 + 0.5
 
@@ -124,7 +124,9 @@ def draw_spreads(title: str, unit: str, groups: Sequence[tuple[str, Sequence[Spr
             for name, value, minimum, maximum in row.points:
                 parts += whisker(x(minimum), x(maximum), at)
                 parts.append(f'<circle class="{row.kind}" cx="{x(value):.1f}" cy="{at}" r="5"/>')
-                parts.append(text(x(value), at - 9, f"{name} {value:.3g}", "small", "middle"))
+                # The labels of values that are close to each other must not meet.
+                anchor = "end" if value == first else "start"
+                parts.append(text(x(value) + (4 if anchor == "end" else -2), at - 9, f"{name} {value:.3g}", "small", anchor))
             y += ROW + 8
     return document(f"{title}: p50 and p99, medians, with minimum and maximum of the runs", bottom + 50, parts)
 
