@@ -1135,7 +1135,9 @@ class SClient:
             )
 
     def say(self, line: str) -> None:
-        """Say a line, or a command, as if it was typed."""
+        """Say a line, or a command, as if it was typed. A command must be alone: s_client reads all that there is, and looks at
+        the first byte.
+        """
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
@@ -1289,7 +1291,6 @@ async def test_s_client_early_data(gateway: Gateway, lab: Lab, tmp_path: Path) -
             while b"ACCEPT" not in elsewhere.stdout.readline():
                 pass
             with SClient(tmp_path, port, "-tls1_3", "-sess_out", str(session)) as client:
-                client.say("hello")
                 await until(session.exists, what="a ticket")
                 client.say("Q")
                 assert "Max Early Data: 16384" in await client.ended()
